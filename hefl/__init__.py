@@ -1,0 +1,60 @@
+"""hefl: encrypted federated averaging.
+
+Clients train one model; the server adds their encrypted updates and sees none of them.
+
+    simulate            federated training in one process
+    generate_secret     a new federation's secret context; ``.public()`` is the server's
+    announce, encrypt, aggregate, decrypt
+                        one weighted mean of vectors, as bytes
+    Trainer             what a model must do
+    errors              every error, as one tree
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hefl.ckks.context import PublicContext, SecretContext, generate_secret
+    from hefl.errors import HeflError
+    from hefl.simulation import Simulation, simulate
+    from hefl.trainer import Trainer
+    from hefl.updates import aggregate, announce, decrypt, encrypt
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HeflError",
+    "PublicContext",
+    "SecretContext",
+    "Simulation",
+    "Trainer",
+    "aggregate",
+    "announce",
+    "decrypt",
+    "encrypt",
+    "generate_secret",
+    "simulate",
+]
+
+_HOMES = {
+    "HeflError": "hefl.errors",
+    "PublicContext": "hefl.ckks.context",
+    "SecretContext": "hefl.ckks.context",
+    "Simulation": "hefl.simulation",
+    "Trainer": "hefl.trainer",
+    "aggregate": "hefl.updates",
+    "announce": "hefl.updates",
+    "decrypt": "hefl.updates",
+    "encrypt": "hefl.updates",
+    "generate_secret": "hefl.ckks.context",
+    "simulate": "hefl.simulation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used, so that `hefl --help` answers at once.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hefl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

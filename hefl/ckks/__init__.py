@@ -1,0 +1,1 @@
+"""CKKS contexts and the engines that compute in them."""

@@ -1,0 +1,163 @@
+"""What one update says, as a vector: a model beside its metrics, or initial arrays, or metrics alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hefl.errors import MalformedError, NotFiniteError, OutOfRangeError
+from hefl.layout import Arrays, Layout
+from hefl.params import METRIC_RANGE
+
+log = logging.getLogger("hefl")
+
+Exchange = Literal["initial", "training", "closing"]
+"""What a round carries: one client's initial arrays; everyone's parameters and metrics; metrics of the last model."""
+
+Metrics = dict[str, float | None]
+"""By name; None where no client had a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A decrypted weighted sum.
+
+    Attributes:
+        vector: sum_i weight_i * vector_i, shape (values,).
+        total_weight: sum_i weight_i over those who are in it.
+    """
+
+    vector: NDArray[Any]
+    total_weight: float
+
+
+class Codec(Protocol):
+    """Turns what a client says into a vector of an engine's, and a sum of vectors into what was said on average."""
+
+    def values(self, exchange: Exchange) -> int:
+        """Length of the vector."""
+
+    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Initial arrays, to the bit."""
+
+    def decode_initial(self, total: Sum) -> Arrays:
+        """Inverse of encode_initial. Raises MalformedError where the words are not words."""
+
+    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float]) -> NDArray[Any]:
+        """A trained model and its metrics.
+
+        Raises:
+            NotFiniteError: A value is NaN or infinite; names the tensor.
+            OutOfRangeError: A value is beyond what the engine can hold; names the tensor.
+        """
+
+    def decode_model(self, total: Sum) -> tuple[Arrays, Metrics]:
+        """The averages."""
+
+    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
+        """Metrics alone; what is missing or not finite is left out of the average."""
+
+    def decode_metrics(self, total: Sum) -> Metrics:
+        """The averages."""
+
+
+class FloatCodec:
+    """Values as they are, for engines that compute with floating-point numbers.
+
+    A metric travels as (value, 1), a missing one as (0, 0): the average is over those who have one.
+    """
+
+    def __init__(self, layout: Layout, limit: float) -> None:
+        """Take ``limit``, the magnitude from which on the engine cannot hold a value."""
+        self.layout = layout
+        self.limit = limit
+
+    def values(self, exchange: Exchange) -> int:
+        """Length of the vector."""
+        metrics = 2 * len(self.layout.metrics)
+        return {
+            "initial": (self.layout.nbytes + 1) // 2,
+            "training": self.layout.size + metrics,
+            "closing": max(metrics, 1),
+        }[exchange]
+
+    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Initial arrays as 16-bit words, each a whole number that every engine holds."""
+        return self.layout.to_words(arrays).astype(np.float64)
+
+    def decode_initial(self, total: Sum) -> Arrays:
+        """Inverse of encode_initial."""
+        vector = total.vector.astype(np.float64) / total.total_weight
+        words = np.rint(vector)
+        if not (np.abs(vector - words) < 0.25).all() or words.min() < 0 or words.max() > 0xFFFF:
+            raise MalformedError(
+                "the initial model does not decrypt to 16-bit words",
+                hint="is this client's key the sender's?",
+            )
+        return self.layout.from_words(words.astype(np.uint16))
+
+    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float]) -> NDArray[np.float64]:
+        """A trained model and its metrics; see Codec."""
+        vector = self.layout.flatten(arrays)
+        self._check(vector)
+        return np.concatenate([vector, pairs(metrics, self.layout.metrics)])
+
+    def decode_model(self, total: Sum) -> tuple[Arrays, Metrics]:
+        """The averages; see Codec."""
+        vector = total.vector.astype(np.float64)
+        model, tail = vector[: self.layout.size], vector[self.layout.size :]
+        return self.layout.unflatten(model / total.total_weight), averages(tail, self.layout.metrics)
+
+    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[np.float64]:
+        """Metrics alone; see Codec."""
+        return pairs(metrics, self.layout.metrics) if self.layout.metrics else np.zeros(1)
+
+    def decode_metrics(self, total: Sum) -> Metrics:
+        """The averages; see Codec."""
+        return averages(total.vector.astype(np.float64), self.layout.metrics)
+
+    def _check(self, vector: NDArray[np.float64]) -> None:
+        if not np.isfinite(vector).all():
+            where = self.layout.locate(int(np.argmin(np.isfinite(vector))))
+            raise NotFiniteError(
+                f"the update holds NaN or infinity in {where}; nothing was sent",
+                hint="training diverged: lower the learning rate, or look at the data",
+            )
+        if (np.abs(vector) >= self.limit).any():
+            where = self.layout.locate(int(np.argmax(np.abs(vector) >= self.limit)))
+            raise OutOfRangeError(
+                f"the update holds a value of magnitude {self.limit:g} or more in {where}; nothing was sent",
+                hint="scale the model, or leave the tensor out of get_parameters",
+            )
+
+
+def pairs(metrics: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    """Metrics as (value, 1), in the order of ``names``; (0, 0) where one is missing or not finite.
+
+    Values beyond METRIC_RANGE saturate, and the log says which.
+    """
+    out = np.zeros(2 * len(names))
+    for i, name in enumerate(names):
+        value = metrics.get(name, math.nan)
+        if not math.isfinite(value):
+            log.warning("metric %r is missing or not a finite number and is left out of the average", name)
+            continue
+        if abs(value) > METRIC_RANGE:
+            log.warning("metric %r is beyond +-%g and is sent as that", name, METRIC_RANGE)
+        out[2 * i : 2 * i + 2] = np.clip(value, -METRIC_RANGE, METRIC_RANGE), 1.0
+    return out
+
+
+def averages(tail: NDArray[np.float64], names: Sequence[str]) -> Metrics:
+    """Weighted means from weighted sums of ``pairs``; None where nobody had a number."""
+    # The least weight anyone can have is far above what an approximate engine leaves in place of a zero.
+    floor = 1e-6
+    return {
+        name: float(tail[2 * i] / tail[2 * i + 1]) if tail[2 * i + 1] > floor else None for i, name in enumerate(names)
+    }

@@ -1,0 +1,147 @@
+"""What an encryption engine does, and which engines there are.
+
+An engine turns a flat vector into encrypted blocks, sums weighted blocks without a key, and decrypts a sum.
+Blocks travel in the frame of ``wire``; an engine never sees a file or a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from hefl.ckks.context import PublicContext, SecretContext
+from hefl.codec import Codec, Sum
+from hefl.errors import EngineError
+from hefl.layout import Layout
+
+Vector = NDArray[Any]
+Write = Callable[[bytes | memoryview], object]
+Blocks = Callable[[], Iterator[bytes]]
+"""Starts again at each call: an engine may pass over an update twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a weighted sum, as everybody knows it.
+
+    Attributes:
+        ctx: 32 bytes that bind the attempt: its round, its participants, its history.
+        values: Length of each vector.
+        weights: Each participant's positive integer weight, in the announced order.
+    """
+
+    ctx: bytes
+    values: int
+    weights: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One update in a sum.
+
+    Attributes:
+        name: Whose.
+        seed: 32 bytes, its own; all zero where the engine has no seeds.
+        weight: The announced weight.
+    """
+
+    name: str
+    seed: bytes
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What an engine adds to an update's blocks.
+
+    Attributes:
+        seed: 32 bytes; all zero where the engine has no seeds.
+        tag: Authenticates the blocks; empty where the engine cannot.
+    """
+
+    seed: bytes = bytes(32)
+    tag: bytes = b""
+
+
+class Aggregator(Protocol):
+    """Adds weighted updates of one attempt."""
+
+    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+        """Fold one participant's update in, whole or not at all.
+
+        Raises:
+            MalformedError: A block does not parse.
+        """
+
+    def finish(self, write: Write) -> bytes:
+        """Write the sum's blocks in order; returns its tag."""
+
+
+class Engine(Protocol):
+    """A way to sum vectors that the adder cannot read.
+
+    Attributes:
+        name: As ``--engine`` takes it.
+        verifies: A sum proves that it is the announced one.
+    """
+
+    name: str
+    verifies: bool
+
+    def codec(self, layout: Layout) -> Codec:
+        """How a model and its metrics become a vector for this engine."""
+
+    def block_count(self, values: int) -> int:
+        """Blocks of an update of so many values."""
+
+    def max_block_bytes(self) -> int:
+        """No honest block, of an update or of a sum, is longer."""
+
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+        """Encrypt a vector of shape (attempt.values,), block by block."""
+
+    def aggregator(self, public: PublicContext, attempt: Attempt) -> Aggregator:
+        """An empty sum."""
+
+    def decrypt(
+        self,
+        blocks: Iterator[bytes],
+        tag: bytes,
+        secret: SecretContext,
+        attempt: Attempt,
+        members: Sequence[Member],
+    ) -> Sum:
+        """Decrypt a sum of the members' weighted vectors.
+
+        Raises:
+            MalformedError: A block does not parse.
+        """
+
+
+ENGINES = ("tenseal", "plaintext")
+DEFAULT_ENGINE = "tenseal"
+
+
+def load_engine(name: str, *, insecure_plaintext: bool = False) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        EngineError: There is none, or it is ``plaintext`` and was not explicitly allowed.
+    """
+    if name == "tenseal":
+        from hefl.ckks.slots import SlotsEngine
+
+        return SlotsEngine()
+    if name == "plaintext":
+        if not insecure_plaintext:
+            raise EngineError(
+                "the engine 'plaintext' shows every update to the server",
+                hint="it is for comparisons on one machine: add --insecure-plaintext on both sides",
+            )
+        from hefl.plaintext import PlaintextEngine
+
+        return PlaintextEngine()
+    raise EngineError(f"there is no engine {name!r}", hint=f"choose one of {', '.join(ENGINES)}")

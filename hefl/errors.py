@@ -1,0 +1,192 @@
+"""Every error that hefl raises on purpose, as one tree.
+
+    HeflError                       1   something failed
+    ├── UsageError                  2   the command was called wrongly
+    ├── KeysError                   3   keys and certificates
+    │   ├── KeyFileError                a key file is not what it should be
+    │   ├── MismatchError               files of two federations or generations met
+    │   ├── SecretAtServerError         a secret context where none may be
+    │   ├── SealVersionError            a context of another SEAL version
+    │   ├── CertificateError            TLS refused a certificate
+    │   └── UnknownClientError          not on the server's list
+    ├── ParametersError             3   the parties' settings do not fit together
+    │   ├── EngineError                 engines differ, or one is not allowed here
+    │   ├── NumExamplesError            a sample weight that cannot be used
+    │   └── LayoutError                 the model's tensors differ or cannot be averaged
+    ├── UpdateError                 1   an update that cannot be encrypted
+    │   ├── NotFiniteError              NaN or infinity
+    │   └── OutOfRangeError             a value that the engine cannot hold
+    ├── ProtocolError               4   the peer broke the protocol
+    │   ├── MalformedError              bytes that do not parse, or too few, or too many
+    │   ├── StaleError                  of another round or attempt
+    │   └── ConflictError               contradicts what was said before
+    ├── UnreachableError            5   nobody answers, or not in time
+    ├── NameInUseError              1   another live client has this name
+    ├── PortInUseError              1   the port is taken
+    ├── ExistsError                 1   the output is there already
+    ├── StateError                  1   a state folder that cannot be used
+    ├── TrainerError                1   the user's trainer failed or does not fit
+    └── StoppedError                1   the run ended without this client
+
+The number is the command's exit code. The first line of a docstring is what a person reads where nothing better
+is known.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeflError(Exception):
+    """Something failed.
+
+    Args:
+        message: What failed, the constraint and the value; lower case, no full stop.
+        hint: The way out, where there is one.
+
+    ``exit_code`` is the command's, ``http_status`` the server's answer.
+    """
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str = "", *, hint: str | None = None) -> None:
+        self.message = message or (type(self).__doc__ or "").splitlines()[0].rstrip(".").lower()
+        self.hint = hint
+        super().__init__(self.message)
+
+
+class UsageError(HeflError):
+    """The command was called wrongly."""
+
+    exit_code = 2
+
+
+class KeysError(HeflError):
+    """Something is wrong with a key or a certificate."""
+
+    exit_code = 3
+    http_status = 403
+
+
+class KeyFileError(KeysError):
+    """A key file is missing, damaged, of another version or readable by others."""
+
+
+class MismatchError(KeysError):
+    """Files of two federations or key generations met."""
+
+
+class SecretAtServerError(KeysError):
+    """A secret context stands where only a public one may be."""
+
+
+class SealVersionError(KeysError):
+    """A TenSEAL context was made by another version of SEAL."""
+
+
+class CertificateError(KeysError):
+    """TLS refused a certificate."""
+
+
+class UnknownClientError(KeysError):
+    """The client is not on the server's list."""
+
+
+class ParametersError(HeflError):
+    """The parties' settings do not fit together."""
+
+    exit_code = 3
+    http_status = 409
+
+
+class EngineError(ParametersError):
+    """The engines differ, or this engine is not allowed here."""
+
+
+class NumExamplesError(ParametersError):
+    """A number of examples that cannot weigh an update."""
+
+
+class LayoutError(ParametersError):
+    """The tensors of two models differ, or cannot be averaged."""
+
+
+class UpdateError(HeflError):
+    """An update cannot be encrypted."""
+
+
+class NotFiniteError(UpdateError):
+    """An update holds NaN or infinity."""
+
+
+class OutOfRangeError(UpdateError):
+    """An update holds a value that the engine cannot hold."""
+
+
+class ProtocolError(HeflError):
+    """The peer broke the protocol."""
+
+    exit_code = 4
+    http_status = 400
+
+
+class MalformedError(ProtocolError):
+    """Bytes that do not parse, or too few of them, or too many."""
+
+
+class StaleError(ProtocolError):
+    """Something of another round or attempt."""
+
+    http_status = 410
+
+
+class ConflictError(ProtocolError):
+    """Something that contradicts what was said before."""
+
+    http_status = 409
+
+
+class UnreachableError(HeflError):
+    """Nobody answers, or not in time."""
+
+    exit_code = 5
+    http_status = 503
+
+
+class NameInUseError(HeflError):
+    """Another live client has this name."""
+
+    http_status = 409
+
+
+class PortInUseError(HeflError):
+    """The port is taken."""
+
+
+class ExistsError(HeflError):
+    """The output is there already."""
+
+
+class StateError(HeflError):
+    """A state folder that cannot be used."""
+
+
+class TrainerError(HeflError):
+    """The trainer failed, or does not do what a trainer must."""
+
+
+class StoppedError(HeflError):
+    """The run ended without this client."""
+
+
+def _tree(root: type[HeflError]) -> dict[str, type[HeflError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_name(name: str, message: str, hint: str | None) -> HeflError:
+    """The error that a peer reported by its class's name; an unknown name becomes a ProtocolError."""
+    return _tree(HeflError).get(name, ProtocolError)(message, hint=hint)

@@ -1,0 +1,123 @@
+"""Files that are written whole or not at all, and secret files that only their owner reads."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from hefl.errors import ExistsError, KeyFileError, StateError
+
+
+def create_private(path: Path) -> BinaryIO:
+    """Open a new file for writing, mode 0600, with O_EXCL: never through a link, never over another file.
+
+    Raises:
+        ExistsError: Something is at ``path`` already.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise ExistsError(f"{path} exists already") from error
+    return os.fdopen(descriptor, "wb")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner may read, and make it durable. Raises ExistsError as create_private."""
+    with create_private(path) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A private file that takes ``path``'s place, durably, when the block ends well; otherwise nothing changes.
+
+    One writer a path: callers hold the folder's lock or own the folder.
+    """
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with create_private(part) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_private(path: Path, limit_bytes: int) -> bytes:
+    """Read a secret file: a plain file, not a link, that nobody but its owner may read, of at most limit_bytes.
+
+    Raises:
+        KeyFileError: It is missing, a link, readable by others, or too large; the message names it and the mend.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise KeyFileError(f"{path} is missing", hint="name a folder that 'hefl keygen' made, whole") from error
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}", hint="links are not followed") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"{path} is not a plain file")
+        if status.st_mode & 0o077:
+            mode = stat.S_IMODE(status.st_mode)
+            raise KeyFileError(
+                f"{path} may be read by others (mode {mode:04o}); only its owner may",
+                hint=f"chmod 600 {path}",
+            )
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise KeyFileError(f"{path} is larger than the {limit_bytes} bytes that such a file may have")
+    return data
+
+
+def private_folder(path: Path) -> Path:
+    """Make the folder and its parents, mode 0700, or tighten one that exists. Returns it.
+
+    Raises:
+        StateError: It cannot be made, or is not a folder of the user's.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    except OSError as error:
+        raise StateError(f"the folder {path} cannot be used: {error.strerror}") from error
+    return path
+
+
+@contextmanager
+def locked(folder: Path, holder: str) -> Iterator[None]:
+    """Hold the folder for this process alone; the kernel lets go of it if the process dies.
+
+    Raises:
+        StateError: Another process holds it.
+    """
+    with (folder / "lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(
+                f"another {holder} is using {folder}",
+                hint="stop it first, or name another folder with --state",
+            ) from error
+        yield

@@ -1,0 +1,119 @@
+"""Public values of a run: announcements of attempts, records of rounds, and the chain of heads that they form.
+
+    head_0     = SHA-256("hefl/v1/genesis" || federation || generation || run)
+    ctx        = SHA-256("hefl/v1/ctx"  || head || announcement)
+    head_{r+1} = SHA-256("hefl/v1/head" || record), and a record holds its announcement, and that its head
+
+They are JSON on the wire. What is hashed is their canonical form: fields sorted by name, no white space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+
+from hefl.ckks.context import Identity
+from hefl.codec import Exchange
+from hefl.engine import Attempt, Member
+from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+NumExamples = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUM_EXAMPLES)]
+RoundNum = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Checked when it is decoded: types, ranges, and no field that is not known."""
+
+
+class Participant(Value, frozen=True, kw_only=True):
+    """One client in an announcement, with the sample weight that stands for this attempt."""
+
+    name: Name
+    num_examples: NumExamples
+    join_nonce: Hex16
+
+
+class Announcement(Value, frozen=True, kw_only=True):
+    """What the server wants of whom, before anyone answers.
+
+    Attributes:
+        nonce: The server's, new for each attempt.
+        head: Of the history so far.
+        values: Length of each vector.
+        deadline_s: Seconds from the announcement until the attempt closes with whoever is in.
+        participants: Ordered by name.
+    """
+
+    run: Hex16
+    round: RoundNum
+    attempt: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    exchange: Exchange
+    engine: str
+    weighting: Literal["server"]
+    nonce: Hex32
+    head: Hex32
+    values: Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)]
+    participants: Annotated[tuple[Participant, ...], msgspec.Meta(min_length=1, max_length=MAX_CLIENTS)]
+
+    @property
+    def ctx(self) -> bytes:
+        """32 bytes that bind everything derived for this attempt."""
+        return hashlib.sha256(b"hefl/v1/ctx" + bytes.fromhex(self.head) + canonical(self)).digest()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The participants' names."""
+        return tuple(p.name for p in self.participants)
+
+    def as_attempt(self) -> Attempt:
+        """What an engine needs to know; initial arrays weigh 1."""
+        initial = self.exchange == "initial"
+        return Attempt(self.ctx, self.values, {p.name: 1 if initial else p.num_examples for p in self.participants})
+
+
+class MemberEntry(Value, frozen=True, kw_only=True):
+    """One update that is in a sum."""
+
+    name: Name
+    seed: Hex32
+    weight: NumExamples
+
+
+class Record(Value, frozen=True, kw_only=True):
+    """What became of an attempt: who is in the sum, and which bytes the sum is.
+
+    Attributes:
+        digest: SHA-256 of the aggregate's file.
+        tag: The sum's authentication, hexadecimal; empty where the engine has none.
+    """
+
+    announcement: Announcement
+    members: Annotated[tuple[MemberEntry, ...], msgspec.Meta(min_length=1, max_length=MAX_CLIENTS)]
+    digest: Hex32
+    tag: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})*$", max_length=1024)]
+
+    @property
+    def head(self) -> str:
+        """The history's head after this record."""
+        return hashlib.sha256(b"hefl/v1/head" + canonical(self)).hexdigest()
+
+    def as_members(self) -> list[Member]:
+        """What an engine needs to know."""
+        return [Member(m.name, bytes.fromhex(m.seed), m.weight) for m in self.members]
+
+
+def genesis(identity: Identity, run: str) -> str:
+    """head_0 of a run."""
+    body = bytes.fromhex(identity.federation) + identity.generation.to_bytes(4, "big") + bytes.fromhex(run)
+    return hashlib.sha256(b"hefl/v1/genesis" + body).hexdigest()
+
+
+def canonical(value: Value) -> bytes:
+    """The bytes that are hashed."""
+    return msgspec.json.encode(value, order="sorted")

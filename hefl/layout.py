@@ -1,0 +1,199 @@
+"""Named arrays and the one flat vector that they become."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from hefl.ckks.context import SecretContext
+from hefl.errors import LayoutError, MalformedError
+from hefl.params import MAX_METRICS, MAX_VALUES
+
+Arrays = list[NDArray[Any]]
+Kind = Literal["parameter", "buffer", "integer"]
+"""A trained floating tensor; a floating tensor that is not trained, such as running statistics; whole numbers."""
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array of a model: its name, dtype (numpy's name, native byte order), shape and kind."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.name!r} {self.dtype} {self.shape} ({self.kind})"
+
+
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model's tensors in order, and the names of the metrics that travel beside them."""
+
+    tensors: tuple[Tensor, ...]
+    metrics: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Values of the model."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's arrays."""
+        return sum(tensor.size * np.dtype(tensor.dtype).itemsize for tensor in self.tensors)
+
+    def check(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Compare arrays with the layout.
+
+        Raises:
+            LayoutError: Their number, a dtype or a shape differs; names the first.
+        """
+        if len(arrays) != len(self.tensors):
+            raise LayoutError(f"the model has {len(self.tensors)} tensors, and {len(arrays)} came")
+        for tensor, array in zip(self.tensors, arrays, strict=True):
+            if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
+                raise LayoutError(
+                    f"tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}, "
+                    f"and {array.dtype.name} {array.shape} came"
+                )
+
+    def flatten(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Arrays to one vector of shape (size,), in order. Raises LayoutError as ``check``."""
+        self.check(arrays)
+        vector = np.empty(self.size, np.float64)
+        at = 0
+        for array in arrays:
+            vector[at : at + array.size] = array.reshape(-1)
+            at += array.size
+        return vector
+
+    def unflatten(self, vector: NDArray[np.float64]) -> Arrays:
+        """One vector of shape (size,) to arrays of the layout's dtypes; whole numbers are rounded half to even."""
+        arrays, at = [], 0
+        for tensor in self.tensors:
+            part = vector[at : at + tensor.size].reshape(tensor.shape)
+            arrays.append((np.rint(part) if tensor.kind == "integer" else part).astype(tensor.dtype))
+            at += tensor.size
+        return arrays
+
+    def locate(self, index: int) -> str:
+        """The tensor that holds value ``index`` of the flat vector, for a message."""
+        for tensor in self.tensors:
+            if index < tensor.size:
+                return f"tensor {tensor.name!r}, index {tuple(int(i) for i in np.unravel_index(index, tensor.shape))}"
+            index -= tensor.size
+        raise IndexError(index)
+
+    def to_words(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint16]:
+        """The arrays' exact bytes, little-endian, as 16-bit words: every dtype, no rounding."""
+        self.check(arrays)
+        parts = [np.ascontiguousarray(a).astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in arrays]
+        data = b"".join(parts)
+        return np.frombuffer(data + bytes(len(data) % 2), "<u2").astype(np.uint16)
+
+    def from_words(self, words: NDArray[np.uint16]) -> Arrays:
+        """Inverse of to_words."""
+        data, arrays, at = words.astype("<u2").tobytes(), [], 0
+        for tensor in self.tensors:
+            dtype = np.dtype(tensor.dtype)
+            part = np.frombuffer(data, dtype.newbyteorder("<"), tensor.size, at)
+            arrays.append(part.reshape(tensor.shape).astype(dtype))
+            at += part.nbytes
+        return arrays
+
+    def commitment(self, secret: SecretContext) -> str:
+        """An HMAC by which a server can tell that two layouts are equal, and nothing else of them."""
+        return hmac.new(secret.derive("hefl/v1/layout"), _encode(self), hashlib.sha256).hexdigest()
+
+    def seal(self, secret: SecretContext) -> bytes:
+        """Encrypt for the other clients: AES-256-GCM under a key of its own, with a random nonce in front."""
+        nonce = os.urandom(12)
+        return nonce + AESGCM(secret.derive("hefl/v1/sealed-layout")).encrypt(nonce, _encode(self), None)
+
+    def difference(self, other: Layout) -> str | None:
+        """The first difference between this layout ("here") and another client's ("there"), in words."""
+        for i in range(max(len(self.tensors), len(other.tensors))):
+            if i >= len(self.tensors):
+                return f"tensor {other.tensors[i]} is there and not here"
+            if i >= len(other.tensors):
+                return f"tensor {self.tensors[i]} is here and not there"
+            if self.tensors[i] != other.tensors[i]:
+                return f"tensor {i + 1} is {self.tensors[i]} here and {other.tensors[i]} there"
+        if self.metrics != other.metrics:
+            return f"the metrics are {', '.join(self.metrics)} here and {', '.join(other.metrics)} there"
+        return None
+
+
+def unseal(sealed: bytes, secret: SecretContext) -> Layout:
+    """Open another client's sealed layout.
+
+    Raises:
+        MalformedError: It was not sealed under this group key, or does not parse.
+    """
+    try:
+        data = AESGCM(secret.derive("hefl/v1/sealed-layout")).decrypt(sealed[:12], sealed[12:], None)
+        return msgspec.json.decode(data, type=Layout)
+    except (InvalidTag, ValueError, msgspec.MsgspecError) as error:
+        raise MalformedError("the server passed on a layout that no client of this federation sealed") from error
+
+
+def describe(
+    arrays: Sequence[NDArray[Any]],
+    metrics: Sequence[str],
+    names: Sequence[str] | None = None,
+    kinds: Sequence[Kind | None] | None = None,
+) -> Layout:
+    """The layout of a model as its trainer hands it over.
+
+    Args:
+        arrays: The parameters.
+        metrics: Names of the metrics beside them.
+        names: One for each array; default "0", "1", ...
+        kinds: One for each array; default (also for None): by dtype, floating tensors being parameters.
+
+    Raises:
+        LayoutError: A name stands twice, a dtype cannot be averaged, or there is nothing to average.
+    """
+    names = [str(i) for i in range(len(arrays))] if names is None else list(names)
+    kinds = [None] * len(arrays) if kinds is None else list(kinds)
+    if len(names) != len(arrays) or len(kinds) != len(arrays):
+        raise LayoutError(f"{len(arrays)} arrays came with {len(names)} names and {len(kinds)} kinds")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise LayoutError(f"two tensors are named {twice!r}")
+    if len(metrics) > MAX_METRICS:
+        raise LayoutError(f"{len(metrics)} metrics are more than the {MAX_METRICS} that may travel")
+    tensors = []
+    for name, kind, array in zip(names, kinds, arrays, strict=True):
+        if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+            raise LayoutError(
+                f"tensor {name!r} is {array.dtype.name}; only floats and integers of up to 64 bits have a mean",
+                hint="leave it out of get_parameters, or convert it",
+            )
+        whole = array.dtype.kind in "iu"
+        if kind is not None and (kind == "integer") != whole:
+            raise LayoutError(f"tensor {name!r} is {array.dtype.name} and cannot be of kind {kind!r}")
+        tensors.append(Tensor(name, array.dtype.name, array.shape, kind or ("integer" if whole else "parameter")))
+    layout = Layout(tuple(tensors), tuple(metrics))
+    if not 1 <= layout.size <= MAX_VALUES:
+        raise LayoutError(f"the model has {layout.size} values; from 1 to {MAX_VALUES} can be averaged")
+    return layout
+
+
+def _encode(layout: Layout) -> bytes:
+    return msgspec.json.encode(layout)

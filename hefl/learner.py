@@ -1,0 +1,170 @@
+"""What one client does in a round, without a network: decrypt, evaluate, train, encrypt."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from hefl import wire
+from hefl.ckks.context import SecretContext
+from hefl.codec import Metrics, Sum
+from hefl.engine import Engine, Vector
+from hefl.errors import LayoutError, StaleError
+from hefl.files import replacing
+from hefl.history import Announcement, Record
+from hefl.layout import Arrays, Layout
+from hefl.timings import Timings
+from hefl.trainer import GuardedTrainer, Trainer
+from hefl.updates import read_aggregate, write_update
+
+log = logging.getLogger("hefl")
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalModel:
+    """The model that a round published.
+
+    Attributes:
+        round: 0 for the initial one.
+        arrays: In the layout's order.
+    """
+
+    round: int
+    arrays: Arrays
+
+
+class Learner:
+    """One client's side of the training.
+
+    Args:
+        name: The client's.
+        trainer: Its model and data.
+        secret: The clients' context.
+        engine: Which must be the server's too.
+        seed: For the trainer; never reaches cryptography.
+        num_examples: Overrides the trainer's.
+        trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
+
+    Attributes:
+        layout: The model's tensors and metrics.
+        num_examples: The sample weight, as the last ``fit`` stated it.
+        model: The last global model, None before round 0 is over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        trainer: Trainer,
+        secret: SecretContext,
+        engine: Engine,
+        *,
+        seed: int = 0,
+        num_examples: int | None = None,
+        trace: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.timings = Timings()
+        self._secret = secret
+        self._engine = engine
+        self._trace = trace
+        self._trainer = GuardedTrainer(trainer, name, seed, num_examples)
+        self._initial = self._trainer.initial()
+        self.layout: Layout = self._trainer.layout(self._initial)
+        self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
+        self.codec = engine.codec(self.layout)
+        self.model: GlobalModel | None = None
+        self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+
+    def write_update(self, file: BinaryIO, announcement: Announcement) -> None:
+        """Do what an announcement asks for, and write the encrypted answer.
+
+        Raises:
+            LayoutError: The announcement's number of values is not this model's.
+            StaleError: It is about a round that this client has no model for.
+            UpdateError: The update cannot be encrypted.
+            TrainerError: The user's code failed.
+        """
+        expected = self.codec.values(announcement.exchange)
+        if announcement.values != expected:
+            raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+        vector = self._vector(announcement)
+        self._keep(f"sent-{announcement.round}", vector, announcement)
+        with self.timings.phase("encrypt"):
+            write_update(file, vector, self._secret, self._engine, announcement, self.name)
+
+    def _vector(self, announcement: Announcement) -> Vector:
+        if announcement.exchange == "initial":
+            with self.timings.phase("quantise"):
+                return self.codec.encode_initial(self._initial)
+        if self.model is None or self.model.round != announcement.round - 1:
+            have = "none" if self.model is None else f"that of round {self.model.round}"
+            raise StaleError(
+                f"round {announcement.round} starts from the model of the round before, and here is {have}"
+            )
+        if announcement.exchange == "closing":
+            metrics = self._evaluate(self.model)
+            with self.timings.phase("quantise"):
+                return self.codec.encode_metrics(metrics)
+        arrays, metrics = self._train(self.model)
+        with self.timings.phase("quantise"):
+            return self.codec.encode_model(arrays, metrics)
+
+    def _evaluate(self, model: GlobalModel) -> dict[str, float]:
+        with self.timings.phase("evaluate"), threadpool_limits(1):
+            return self._trainer.evaluate(model.arrays, model.round)
+
+    def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
+        """Evaluate and train; a second attempt at a round uses the first one's result."""
+        if self._trained and self._trained[0] == model.round:
+            return self._trained[1:]
+        metrics = self._evaluate(model)
+        with self.timings.phase("train"), threadpool_limits(1):
+            arrays, self.num_examples = self._trainer.fit(model.arrays, model.round + 1)
+        self._trained = (model.round, arrays, metrics)
+        return arrays, metrics
+
+    def accept(self, source: wire.Source, record: Record) -> Metrics:
+        """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
+
+        The metrics are of the model that the round started from.
+
+        Raises:
+            ProtocolError, MismatchError: It is not what the record says, or does not decrypt.
+        """
+        announcement = record.announcement
+        with self.timings.phase("decrypt"):
+            total = read_aggregate(source, self._secret, self._engine, announcement, record)
+            self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
+            if announcement.exchange == "closing":
+                return self.codec.decode_metrics(total)
+            arrays, metrics = self._decode(total, announcement)
+            self.model = GlobalModel(announcement.round, arrays)
+            return metrics
+
+    def _decode(self, total: Sum, announcement: Announcement) -> tuple[Arrays, Metrics]:
+        if announcement.exchange == "initial":
+            return self.codec.decode_initial(total), {}
+        return self.codec.decode_model(total)
+
+    def save(self, path: Path) -> None:
+        """Write the global model as .npz: names, shapes and dtypes as the trainer has them; no pickle.
+
+        Raises:
+            StaleError: There is none yet.
+        """
+        if self.model is None:
+            raise StaleError("there is no global model to save yet")
+        with replacing(path) as file:
+            named = {t.name: a for t, a in zip(self.layout.tensors, self.model.arrays, strict=True)}
+            np.savez(file, allow_pickle=False, **named)
+
+    def _keep(self, what: str, vector: Vector, announcement: Announcement) -> None:
+        if self._trace is None or announcement.exchange != "training":
+            return
+        with replacing(self._trace / f"{what}.npz") as file:
+            np.savez(file, vector=vector, num_examples=dict(announcement.as_attempt().weights)[self.name])

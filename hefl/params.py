@@ -1,0 +1,68 @@
+"""The only place with default numbers: names, rings, limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROTOCOL = 1
+"""Version of the HTTP protocol, the wire format and the key files; each carries it."""
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
+"""Clients' names."""
+
+MIN_CLIENTS = 2
+"""Fewer clients than this in a sum would hand one client's update to the others."""
+
+MAX_CLIENTS = 1024
+MAX_NUM_EXAMPLES = 2**40
+MAX_VALUES = 2**31
+"""Bounds on what a peer may announce, checked before anything is allocated."""
+
+MAX_METRICS = 64
+METRIC_RANGE = 2.0**6
+"""Metrics beyond this saturate, and the client says so."""
+
+SILENT_S = 10.0
+"""A client that has not been heard of for so long is taken for dead until it calls again."""
+
+POLL_S = 4.0
+"""A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Z_Q[X] / (X^N + 1) with Q a product of primes: what a CKKS context computes in.
+
+    Attributes:
+        degree: N, a power of two (SEAL's poly_modulus_degree).
+        limb_bits: Size of each data prime in bits.
+        special_bits: Size of the special prime that SEAL wants at the chain's end.
+    """
+
+    degree: int
+    limb_bits: tuple[int, ...]
+    special_bits: int
+
+    @property
+    def chain(self) -> list[int]:
+        """SEAL's coeff_mod_bit_sizes."""
+        return [*self.limb_bits, self.special_bits]
+
+    def __str__(self) -> str:
+        return f"{self.degree}:{','.join(map(str, self.chain))}"
+
+
+RINGS = (
+    Ring(4096, (30,) * 3, 16),
+    Ring(8192, (28,) * 7, 17),
+    Ring(16384, (28,) * 14, 17),
+)
+"""Rings that carry packed coefficients. log2 Q stays under 106, 214 and 430 for 128-bit classical security
+(eprint 2024/463, table 5.2, ternary and narrow secrets); SEAL's own caps of 109, 218 and 438 are looser."""
+
+SLOTS_RING = Ring(8192, (60, 40), 40)
+"""The ring of the ``tenseal`` engine: one rescale of 40 bits below a base of 60."""
+
+SLOTS_SCALE_BITS = 40
+SLOTS_LIMIT = 2.0**18
+"""The ``tenseal`` engine refuses larger values: a product wraps without an error from about 2^19 on."""

@@ -1,0 +1,92 @@
+"""The ``plaintext`` engine: float32 and no encryption. For benchmarks and the demo's comparison, on one machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hefl.ckks.context import PublicContext, SecretContext
+from hefl.codec import FloatCodec, Sum
+from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
+from hefl.errors import MalformedError
+from hefl.layout import Layout
+
+BLOCK = 1 << 18
+"""Values in a block."""
+
+
+class PlaintextEngine:
+    """No encryption; see engine.Engine."""
+
+    name = "plaintext"
+    verifies = False
+
+    def codec(self, layout: Layout) -> FloatCodec:
+        """Floating-point values that float32 can hold."""
+        return FloatCodec(layout, float(np.finfo(np.float32).max))
+
+    def block_count(self, values: int) -> int:
+        """One block for 2**18 values."""
+        return -(-values // BLOCK)
+
+    def max_block_bytes(self) -> int:
+        """Four bytes a value."""
+        return 4 * BLOCK
+
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+        """Write the vector as little-endian float32; see engine.Engine."""
+        for at in range(0, attempt.values, BLOCK):
+            write(vector[at : at + BLOCK].astype("<f4").tobytes())
+        return Seal()
+
+    def aggregator(self, public: PublicContext, attempt: Attempt) -> PlaintextAggregator:
+        """An empty sum; see engine.Engine."""
+        return PlaintextAggregator(attempt)
+
+    def decrypt(
+        self,
+        blocks: Iterator[bytes],
+        tag: bytes,
+        secret: SecretContext,
+        attempt: Attempt,
+        members: Sequence[Member],
+    ) -> Sum:
+        """Read the sum of (weight_i / announced total) * vector_i; see engine.Engine."""
+        out = np.empty(attempt.values, np.float32)
+        for k, block in enumerate(blocks):
+            part = out[k * BLOCK : (k + 1) * BLOCK]
+            part[:] = _parse(block, part.size)
+        return Sum(out, math.fsum(m.weight for m in members) / math.fsum(attempt.weights.values()))
+
+
+class PlaintextAggregator:
+    """One sum in float32."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._total = math.fsum(attempt.weights.values())
+        self._sum = np.zeros(attempt.values, np.float32)
+
+    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+        """Multiply and add; see engine.Aggregator."""
+        factor = np.float32(self._attempt.weights[name] / self._total)
+        parts = [self._sum[at : at + BLOCK] for at in range(0, self._attempt.values, BLOCK)]
+        for part, block in zip(parts, blocks(), strict=True):
+            _parse(block, part.size)  # every block parses before the first one counts
+        for part, block in zip(parts, blocks(), strict=True):
+            part += factor * _parse(block, part.size)
+
+    def finish(self, write: Write) -> bytes:
+        """Write the sum; see engine.Aggregator."""
+        for at in range(0, self._attempt.values, BLOCK):
+            write(self._sum[at : at + BLOCK].astype("<f4").tobytes())
+        return b""
+
+
+def _parse(block: bytes, size: int) -> NDArray[np.float32]:
+    if len(block) != 4 * size:
+        raise MalformedError(f"a block has {len(block)} bytes where {4 * size} belong")
+    return np.frombuffer(block, "<f4").astype(np.float32)

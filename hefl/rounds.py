@@ -1,0 +1,382 @@
+"""The state of a run, as one table, without I/O.
+
+A ``Run`` is a value; ``advance(run, event)`` gives the next one, or refuses an event that has no place in the phase.
+``decide`` says what a server should do next. Clocks, sockets and files are the caller's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+
+from hefl.codec import Exchange
+from hefl.errors import ConflictError, StaleError
+from hefl.history import Announcement, Participant, Record
+from hefl.params import MIN_CLIENTS
+
+
+class Phase(Enum):
+    """Where a run is."""
+
+    GATHERING = "gathering"
+    """No attempt is open: waiting for enough clients."""
+    COLLECTING = "collecting"
+    """An attempt is open: waiting for updates."""
+    SUMMING = "summing"
+    """The attempt is closed: its aggregate is being made."""
+    DRAINING = "draining"
+    """The last round is over: waiting until everyone has fetched its record."""
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A client is here, or here again."""
+
+    name: str
+    num_examples: int
+    join_nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A client said that it goes, or is taken for dead."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """An attempt is open."""
+
+    announcement: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A participant's update of the open attempt is stored; ``num_examples`` is its weight from the next round on."""
+
+    name: str
+    digest: str
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """No more updates are taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The attempt came to nothing; ``culprits`` sit the round out, or are passed over as senders of initial arrays."""
+
+    culprits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The attempt's aggregate stands."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """There will be no more rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A client has the last record."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The server may go."""
+
+
+Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
+
+TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
+    Phase.GATHERING: {
+        Joined: Phase.GATHERING,
+        Left: Phase.GATHERING,
+        Announced: Phase.COLLECTING,
+        Finished: Phase.DRAINING,
+    },
+    Phase.COLLECTING: {
+        Joined: Phase.COLLECTING,
+        Left: Phase.COLLECTING,
+        Committed: Phase.COLLECTING,
+        Closed: Phase.SUMMING,
+        Abandoned: Phase.GATHERING,
+    },
+    Phase.SUMMING: {
+        Joined: Phase.SUMMING,
+        Left: Phase.SUMMING,
+        Published: Phase.GATHERING,
+        Abandoned: Phase.GATHERING,
+    },
+    Phase.DRAINING: {
+        Joined: Phase.DRAINING,
+        Left: Phase.DRAINING,
+        Fetched: Phase.DRAINING,
+        Ended: Phase.ENDED,
+    },
+    Phase.ENDED: {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A client that has joined and not left."""
+
+    num_examples: int
+    join_nonce: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a federation.
+
+    Attributes:
+        run: Its id.
+        rounds: How many trainings.
+        min_clients: Fewer than this in a sum is refused.
+        known: The clients that may join.
+        head: Of the history so far.
+        next_round: The round that is open or comes next; 0 carries initial arrays, rounds + 1 closes.
+        attempt: Attempts made at that round so far.
+        sessions: Who is here.
+        announcement: Of the open attempt.
+        committed: Digests of the open attempt's updates, by name.
+        passed_over: Participants that this round does without.
+        model, closing: The last records that carry a model, and the closing metrics.
+        fetched: Who has the last record.
+    """
+
+    run: str
+    rounds: int
+    min_clients: int
+    known: tuple[str, ...]
+    head: str
+    phase: Phase = Phase.GATHERING
+    next_round: int = 0
+    attempt: int = 0
+    sessions: Mapping[str, Session] = field(default_factory=lambda: MappingProxyType({}))
+    announcement: Announcement | None = None
+    committed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    passed_over: frozenset[str] = frozenset()
+    model: Record | None = None
+    closing: Record | None = None
+    fetched: frozenset[str] = frozenset()
+
+    @property
+    def exchange(self) -> Exchange:
+        """What the next round carries."""
+        if self.next_round == 0:
+            return "initial"
+        return "training" if self.next_round <= self.rounds else "closing"
+
+    @property
+    def awaited(self) -> tuple[str, ...]:
+        """Participants whose update may still come; while gathering, known clients that are not here."""
+        if self.announcement is None:
+            return tuple(name for name in self.known if name not in self.sessions)
+        return tuple(n for n in self.announcement.names if n not in self.committed and n in self.sessions)
+
+
+def advance(run: Run, event: Event) -> Run:
+    """The run after an event.
+
+    Raises:
+        StaleError: The event has no place in this phase.
+        ConflictError: An update that is committed already, with other bytes, or of no participant.
+    """
+    phase = TABLE[run.phase].get(type(event))
+    if phase is None:
+        raise StaleError(f"{type(event).__name__.lower()} has no place while the run is {run.phase.value}")
+    run = _apply(run, event)
+    return replace(run, phase=phase)
+
+
+def _apply(run: Run, event: Event) -> Run:
+    match event:
+        case Joined(name, num_examples, join_nonce):
+            return replace(run, sessions={**run.sessions, name: Session(num_examples, join_nonce)})
+        case Left(name):
+            return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
+        case Announced(announcement):
+            return replace(run, announcement=announcement, attempt=announcement.attempt, committed={})
+        case Committed():
+            return _commit(run, event)
+        case Abandoned(culprits):
+            return replace(run, announcement=None, committed={}, passed_over=run.passed_over | culprits)
+        case Published(record):
+            closing = run.exchange == "closing"
+            return replace(
+                run,
+                model=run.model if closing else record,
+                closing=record if closing else run.closing,
+                head=record.head,
+                next_round=run.next_round + 1,
+                attempt=0,
+                announcement=None,
+                committed={},
+                passed_over=frozenset(),
+            )
+        case Fetched(name):
+            return replace(run, fetched=run.fetched | {name})
+        case Closed() | Finished() | Ended():
+            return run
+
+
+def _commit(run: Run, event: Committed) -> Run:
+    if run.announcement is None or event.name not in run.announcement.names:
+        raise ConflictError(f"{event.name} takes no part in this attempt")
+    if run.committed.get(event.name, event.digest) != event.digest:
+        raise ConflictError(f"another update of {event.name} is committed in this attempt already")
+    sessions = dict(run.sessions)
+    if event.name in sessions:
+        sessions[event.name] = replace(sessions[event.name], num_examples=event.num_examples)
+    return replace(run, committed={**run.committed, event.name: event.digest}, sessions=sessions)
+
+
+# --- what to do next --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Open an attempt with these participants."""
+
+    exchange: Exchange
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the attempt and make its aggregate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Give the attempt up."""
+
+    reason: str
+    culprits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """No more rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Stop serving."""
+
+
+Decision = Announce | Close | Abandon | Finish | End
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a decision needs to know of time.
+
+    Attributes:
+        silent: Sessions that have not been heard of for too long.
+        phase_s: Seconds since the phase began.
+        enough_s: Seconds since enough clients were here to start.
+        join_wait_s, round_timeout_s: As ``hefl serve`` takes them.
+    """
+
+    silent: frozenset[str]
+    phase_s: float
+    enough_s: float
+    join_wait_s: float
+    round_timeout_s: float
+
+
+def decide(run: Run, clock: Clock) -> Decision | None:
+    """What the server should do now; None is to wait."""
+    match run.phase:
+        case Phase.GATHERING:
+            return _gather(run, clock)
+        case Phase.COLLECTING:
+            return _collect(run, clock)
+        case Phase.DRAINING:
+            present = {name for name in run.sessions if name not in clock.silent}
+            if present <= run.fetched or clock.phase_s >= clock.round_timeout_s:
+                return End()
+    return None
+
+
+def _gather(run: Run, clock: Clock) -> Decision | None:
+    present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
+    if run.closing or (run.exchange == "closing" and clock.phase_s >= clock.round_timeout_s):
+        return Finish()
+    if len(present) < run.min_clients:
+        return None
+    if run.exchange != "initial":
+        return Announce(run.exchange, present)
+    if run.attempt == 0 and len(present) < len(run.known) and clock.enough_s < clock.join_wait_s:
+        return None
+    # The first by name who has not failed; once everyone has, the first again.
+    sender = next((name for name in present if name not in run.passed_over), present[0])
+    return Announce("initial", (sender,))
+
+
+def _collect(run: Run, clock: Clock) -> Decision | None:
+    announcement = run.announcement
+    if announcement is None:
+        raise ValueError("collecting without an announcement")
+    lost = next(
+        (
+            p.name
+            for p in announcement.participants
+            if p.name in run.sessions
+            and p.name not in run.committed
+            and run.sessions[p.name].join_nonce != p.join_nonce
+        ),
+        None,
+    )
+    if lost:
+        return Abandon(f"{lost} came back without its state")
+    late = clock.phase_s >= announcement.deadline_s
+    missing = frozenset(announcement.names) - run.committed.keys()
+    if run.awaited and not late:
+        return None
+    needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
+    if len(run.committed) >= needed:
+        return Close()
+    why = "the deadline passed" if late else "clients left"
+    return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
+
+
+def announcement_of(run: Run, decision: Announce, *, values: int, engine: str, deadline_s: float) -> Announcement:
+    """The announcement that a decision asks for, with a nonce of its own."""
+    return Announcement(
+        run=run.run,
+        round=run.next_round,
+        attempt=run.attempt + 1,
+        exchange=decision.exchange,
+        engine=engine,
+        weighting="server",
+        nonce=os.urandom(32).hex(),
+        head=run.head,
+        values=values,
+        deadline_s=deadline_s,
+        participants=tuple(
+            Participant(
+                name=name,
+                num_examples=run.sessions[name].num_examples,
+                join_nonce=run.sessions[name].join_nonce,
+            )
+            for name in decision.names
+        ),
+    )

@@ -1,0 +1,119 @@
+"""Federated training in one process, through the same engine, codec and state machine as the real thing."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hefl.ckks.context import generate_secret
+from hefl.codec import Metrics
+from hefl.engine import DEFAULT_ENGINE, load_engine
+from hefl.errors import LayoutError, UsageError
+from hefl.history import Announcement, Record, genesis
+from hefl.layout import Arrays
+from hefl.learner import Learner
+from hefl.params import MIN_CLIENTS
+from hefl.rounds import (
+    Announce,
+    Announced,
+    Clock,
+    Closed,
+    Committed,
+    Finish,
+    Joined,
+    Published,
+    Run,
+    advance,
+    announcement_of,
+    decide,
+)
+from hefl.trainer import Trainer
+from hefl.updates import Summation
+from hefl.wire import open_frame
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a simulated training came to.
+
+    Attributes:
+        names: Of the model's tensors.
+        arrays: The final global model.
+        metrics: Averages of models 0 to ``rounds``, in order.
+    """
+
+    names: tuple[str, ...]
+    arrays: Arrays
+    metrics: list[Metrics]
+
+
+def simulate(
+    trainers: Mapping[str, Trainer] | Sequence[Trainer],
+    rounds: int,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    seed: int = 0,
+) -> Simulation:
+    """Train one model with several trainers under encryption, in this process.
+
+    Args:
+        trainers: At least two, by client name or in order (then named client-1, client-2, ...).
+        rounds: Trainings, at least 1.
+        engine: ``tenseal``, or ``plaintext`` to compare.
+        seed: For the trainers.
+
+    Raises:
+        UsageError: Too few trainers or rounds.
+        LayoutError: Two trainers' models differ; names the first difference.
+        HeflError: As a real client or server would raise it.
+    """
+    named = trainers if isinstance(trainers, Mapping) else {f"client-{i + 1}": t for i, t in enumerate(trainers)}
+    if len(named) < MIN_CLIENTS or rounds < 1:
+        raise UsageError(f"simulate needs at least {MIN_CLIENTS} trainers and 1 round, got {len(named)} and {rounds}")
+    secret = generate_secret()
+    public, cipher = secret.public(), load_engine(engine, insecure_plaintext=True)
+    learners = {name: Learner(name, named[name], secret, cipher, seed=seed) for name in sorted(named)}
+    first = next(iter(learners.values()))
+    for learner in learners.values():
+        if difference := first.layout.difference(learner.layout):
+            raise LayoutError(f"the models of {first.name} (here) and {learner.name} (there) differ: {difference}")
+    run = _start(learners, rounds, genesis(public.identity, run_id := os.urandom(16).hex()), run_id)
+    clock = Clock(silent=frozenset(), phase_s=0, enough_s=0, join_wait_s=0, round_timeout_s=1)
+    history: list[Metrics] = []
+    while not isinstance(decision := decide(run, clock), Finish):
+        if not isinstance(decision, Announce):
+            raise TypeError(f"a simulated run cannot {decision}")
+        announcement = _announce(run, decision, learners, cipher.name)
+        run = advance(run, Announced(announcement))
+        summation = Summation(public, cipher, announcement)
+        for name in announcement.names:
+            update = io.BytesIO()
+            learners[name].write_update(update, announcement)
+            frame = open_frame(update.getvalue())
+            summation.check(frame, name)
+            summation.add(frame, name)
+            run = advance(run, Committed(name, frame.digest.hex(), learners[name].num_examples))
+        run = advance(run, Closed())
+        aggregate = io.BytesIO()
+        record: Record = summation.finish(aggregate)
+        run = advance(run, Published(record))
+        metrics = {name: learner.accept(aggregate.getvalue(), record) for name, learner in learners.items()}
+        if announcement.exchange != "initial":
+            history.append(metrics[first.name])
+    if first.model is None:
+        raise TypeError("a run without a model")
+    return Simulation(tuple(t.name for t in first.layout.tensors), first.model.arrays, history)
+
+
+def _start(learners: Mapping[str, Learner], rounds: int, head: str, run_id: str) -> Run:
+    run = Run(run=run_id, rounds=rounds, min_clients=len(learners), known=tuple(learners), head=head)
+    for name, learner in learners.items():
+        run = advance(run, Joined(name, learner.num_examples, os.urandom(16).hex()))
+    return run
+
+
+def _announce(run: Run, decision: Announce, learners: Mapping[str, Learner], engine: str) -> Announcement:
+    values = learners[decision.names[0]].codec.values(decision.exchange)
+    return announcement_of(run, decision, values=values, engine=engine, deadline_s=1.0)

@@ -1,0 +1,190 @@
+"""What a user's model must do, and how hefl calls it.
+
+A trainer is what Flower calls a NumPyClient: an existing one runs unchanged. It may also state ``num_examples``,
+and ``names`` and ``kinds`` of its tensors; see ``Trainer``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
+from hefl.layout import Arrays, Kind, Layout, describe
+from hefl.params import MAX_NUM_EXAMPLES
+
+Config = dict[str, Any]
+"""What every call is told: ``round`` and ``server_round`` (Flower's name for it), ``seed``, ``client``."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A model with its data.
+
+    ``fit`` must depend on its parameters and on config's seed, client and round only: seed your generators from them
+    at each call and make a new optimiser, so that a run can be repeated bit for bit.
+
+    Optional attributes:
+        num_examples: Size of the training data: the sample weight. Without it hefl asks ``--num-examples``, or calls
+            ``fit`` once and throws the result away.
+        names: One for each array, as a saved model names them.
+        kinds: ``"parameter"``, ``"buffer"`` or ``"integer"`` for each array; default by dtype.
+    """
+
+    def get_parameters(self, config: Config) -> Sequence[NDArray[Any]]:
+        """The initial arrays."""
+
+    def fit(
+        self, parameters: list[NDArray[Any]], config: Config
+    ) -> tuple[Sequence[NDArray[Any]], int, Mapping[str, Any]]:
+        """Train from ``parameters``; returns the new arrays, the number of examples, and metrics (ignored)."""
+
+    def evaluate(self, parameters: list[NDArray[Any]], config: Config) -> tuple[float, int, Mapping[str, Any]]:
+        """Evaluate on the client's own validation data; returns loss, number of examples, and metrics."""
+
+
+def load_trainer(spec: str) -> Trainer:
+    """The trainer that ``package.module:factory`` names: a class, a function without arguments, or the object itself.
+
+    The current folder is searched first.
+
+    Raises:
+        UsageError: The text has another form, or nothing of that name can be imported.
+        TrainerError: What it names is no trainer, or fails when it is made.
+    """
+    module_name, colon, attribute = spec.partition(":")
+    if not (module_name and colon and attribute):
+        raise UsageError(f"--trainer takes package.module:factory, got {spec!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--trainer {spec}: {error}", hint="run the command where the module can be imported"
+        ) from error
+    if isinstance(factory, type) or not isinstance(factory, Trainer):
+        try:
+            factory = factory()
+        except Exception as error:
+            raise TrainerError(
+                f"{spec} could not be called without arguments: {error}",
+                hint="name a class or a function that takes none and returns the trainer",
+            ) from error
+    if not isinstance(factory, Trainer):
+        raise TrainerError(
+            f"{spec} gives a {type(factory).__name__}, which has no get_parameters, fit and evaluate",
+            hint="a Flower NumPyClient has them; see hefl.trainer.Trainer",
+        )
+    return factory
+
+
+class GuardedTrainer:
+    """Calls a trainer, and checks what it returns.
+
+    Args:
+        trainer: The user's.
+        client: The client's name, for its config.
+        seed: For its config.
+        num_examples: Overrides the trainer's own.
+    """
+
+    def __init__(self, trainer: Trainer, client: str, seed: int, num_examples: int | None = None) -> None:
+        self._trainer = trainer
+        self._client = client
+        self._seed = seed
+        self._fixed = num_examples
+
+    def _config(self, round_num: int) -> Config:
+        return {"round": round_num, "server_round": round_num, "seed": self._seed, "client": self._client}
+
+    def initial(self) -> Arrays:
+        """The initial arrays."""
+        with _blaming("get_parameters"):
+            return _arrays(self._trainer.get_parameters(self._config(0)), "get_parameters")
+
+    def num_examples(self, initial: Arrays) -> tuple[int, str]:
+        """The sample weight before the first round, and where it comes from.
+
+        Raises:
+            NumExamplesError: It is not a whole number from 1 on.
+        """
+        if self._fixed is not None:
+            return check_num_examples(self._fixed), "--num-examples"
+        stated = getattr(self._trainer, "num_examples", None)
+        if stated is not None:
+            return check_num_examples(stated() if callable(stated) else stated), "the trainer"
+        return self.fit(initial, 0)[1], "one fit that was thrown away"
+
+    def layout(self, initial: Arrays) -> Layout:
+        """The model's layout; its metrics are those of one evaluation of the initial arrays."""
+        metrics = self.evaluate(initial, 0)
+        names: Sequence[str] | None = getattr(self._trainer, "names", None)
+        kinds: Sequence[Kind | None] | None = getattr(self._trainer, "kinds", None)
+        return describe(initial, ["loss", *sorted(metrics.keys() - {"loss"})], names, kinds)
+
+    def fit(self, parameters: Arrays, round_num: int) -> tuple[Arrays, int]:
+        """Train; returns the new arrays and the number of examples, checked."""
+        with _blaming("fit"):
+            # Copies, because a trainer may train in place.
+            returned = self._trainer.fit([a.copy() for a in parameters], self._config(round_num))
+            if not isinstance(returned, tuple) or len(returned) != 3:
+                raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)")
+            arrays = _arrays(returned[0], "fit")
+        return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1])
+
+    def evaluate(self, parameters: Arrays, round_num: int) -> dict[str, float]:
+        """Loss and every other metric that is a number."""
+        with _blaming("evaluate"):
+            returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
+            if not isinstance(returned, tuple) or len(returned) != 3:
+                raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)")
+            loss, _, more = returned
+            numbers = {k: float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
+            return numbers | {"loss": float(loss)}
+
+
+def check_num_examples(value: Any) -> int:
+    """A sample weight as a plain int.
+
+    Raises:
+        NumExamplesError: It is not a whole number from 1 to 2**40.
+    """
+    whole = isinstance(value, (int, np.integer)) or (
+        isinstance(value, float) and math.isfinite(value) and value % 1 == 0
+    )
+    if isinstance(value, bool) or not whole or not 1 <= value <= MAX_NUM_EXAMPLES:
+        raise NumExamplesError(
+            f"num_examples must be a whole number from 1 to {MAX_NUM_EXAMPLES}, got {value!r}",
+            hint="it is the size of the client's training data, and its weight in the mean",
+        )
+    return int(value)
+
+
+def _arrays(returned: Any, method: str) -> Arrays:
+    if isinstance(returned, np.ndarray) or not isinstance(returned, Sequence):
+        raise TrainerError(f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}")
+    return [np.array(a) for a in returned]
+
+
+class _blaming:  # noqa: N801 - reads as a statement
+    """Turns whatever a trainer raises into a TrainerError that names the method; the traceback stays attached."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, HeflError):
+            raise TrainerError(f"the trainer's {self._method} failed: {type(error).__name__}: {error}") from error
