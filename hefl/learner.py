@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.ckks.context import SecretContext
-from hefl.codec import Metrics, Sum
+from hefl.codec import Exchange, Metrics, Sum
 from hefl.engine import Engine, Vector
 from hefl.errors import LayoutError, StaleError
 from hefl.files import replacing
@@ -51,6 +51,7 @@ class Learner:
         trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
 
     Attributes:
+        engine: As given.
         layout: The model's tensors and metrics.
         num_examples: The sample weight, as the last ``fit`` stated it.
         model: The last global model, None before round 0 is over.
@@ -70,15 +71,19 @@ class Learner:
         self.name = name
         self.timings = Timings()
         self._secret = secret
-        self._engine = engine
+        self.engine = engine
         self._trace = trace
         self._trainer = GuardedTrainer(trainer, name, seed, num_examples)
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
-        self.codec = engine.codec(self.layout)
+        self._codec = engine.codec(self.layout)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+
+    def values(self, exchange: Exchange) -> int:
+        """Length of the vector that this model makes for an exchange."""
+        return self._codec.values(exchange)
 
     def write_update(self, file: BinaryIO, announcement: Announcement) -> None:
         """Do what an announcement asks for, and write the encrypted answer.
@@ -89,18 +94,18 @@ class Learner:
             UpdateError: The update cannot be encrypted.
             TrainerError: The user's code failed.
         """
-        expected = self.codec.values(announcement.exchange)
+        expected = self._codec.values(announcement.exchange)
         if announcement.values != expected:
             raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
         vector = self._vector(announcement)
         self._keep(f"sent-{announcement.round}", vector, announcement)
         with self.timings.phase("encrypt"):
-            write_update(file, vector, self._secret, self._engine, announcement, self.name)
+            write_update(file, vector, self._secret, self.engine, announcement, self.name)
 
     def _vector(self, announcement: Announcement) -> Vector:
         if announcement.exchange == "initial":
             with self.timings.phase("quantise"):
-                return self.codec.encode_initial(self._initial)
+                return self._codec.encode_initial(self._initial)
         if self.model is None or self.model.round != announcement.round - 1:
             have = "none" if self.model is None else f"that of round {self.model.round}"
             raise StaleError(
@@ -109,10 +114,10 @@ class Learner:
         if announcement.exchange == "closing":
             metrics = self._evaluate(self.model)
             with self.timings.phase("quantise"):
-                return self.codec.encode_metrics(metrics)
+                return self._codec.encode_metrics(metrics)
         arrays, metrics = self._train(self.model)
         with self.timings.phase("quantise"):
-            return self.codec.encode_model(arrays, metrics)
+            return self._codec.encode_model(arrays, metrics)
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
         with self.timings.phase("evaluate"), threadpool_limits(1):
@@ -138,18 +143,18 @@ class Learner:
         """
         announcement = record.announcement
         with self.timings.phase("decrypt"):
-            total = read_aggregate(source, self._secret, self._engine, announcement, record)
+            total = read_aggregate(source, self._secret, self.engine, announcement, record)
             self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
             if announcement.exchange == "closing":
-                return self.codec.decode_metrics(total)
+                return self._codec.decode_metrics(total)
             arrays, metrics = self._decode(total, announcement)
             self.model = GlobalModel(announcement.round, arrays)
             return metrics
 
     def _decode(self, total: Sum, announcement: Announcement) -> tuple[Arrays, Metrics]:
         if announcement.exchange == "initial":
-            return self.codec.decode_initial(total), {}
-        return self.codec.decode_model(total)
+            return self._codec.decode_initial(total), {}
+        return self._codec.decode_model(total)
 
     def save(self, path: Path) -> None:
         """Write the global model as .npz: names, shapes and dtypes as the trainer has them; no pickle.

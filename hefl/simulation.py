@@ -115,5 +115,5 @@ def _start(learners: Mapping[str, Learner], rounds: int, head: str, run_id: str)
 
 
 def _announce(run: Run, decision: Announce, learners: Mapping[str, Learner], engine: str) -> Announcement:
-    values = learners[decision.names[0]].codec.values(decision.exchange)
+    values = learners[decision.names[0]].values(decision.exchange)
     return announcement_of(run, decision, values=values, engine=engine, deadline_s=1.0)

@@ -1,0 +1,18 @@
+"""What commands print: data on stdout, as text or, with ``--json``, a line of JSON an event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
+
+
+def print_json(event: Mapping[str, Any]) -> None:
+    """One event on stdout, at once."""
+    click.echo(json.dumps(event))

@@ -1,0 +1,123 @@
+"""``hefl serve``: the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hefl.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from hefl.server import Server
+
+
+@click.command()
+@click.argument("folder", metavar="DIR/server", type=click.Path(path_type=Path))
+@click.option("--rounds", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Trainings.")
+@click.option(
+    "--min-clients", type=click.IntRange(2), default=2, show_default=True, help="Fewer than this in a sum is refused."
+)
+@click.option(
+    "--join-wait",
+    type=click.FloatRange(0),
+    default=2.0,
+    show_default=True,
+    help="Seconds to wait for the other known clients once --min-clients are here.",
+)
+@click.option(
+    "--round-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds until a round closes with whoever is in.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Folder for the run, a new one each run.  [default: DIR/server/state]",
+)
+@click.option("--engine", default="tenseal", show_default=True, help="As the clients': tenseal.")
+@click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
+@click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
+@json_option
+def serve(
+    folder: Path,
+    rounds: int,
+    min_clients: int,
+    join_wait: float,
+    round_timeout: float,
+    host: str,
+    port: int,
+    state: Path | None,
+    engine: str,
+    insecure_http: bool,
+    insecure_plaintext: bool,
+    as_json: bool,
+) -> None:
+    """Run the server of a federation for one training. It holds no key and sees no model.
+
+    Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
+    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0).
+    """
+    from hefl.engine import load_engine
+    from hefl.files import locked, private_folder
+    from hefl.keys.party import read_server_folder
+    from hefl.server import Server, ServerSettings
+    from hefl.serverstate import ServerState
+
+    keys = read_server_folder(folder)
+    cipher = load_engine(engine, insecure_plaintext=insecure_plaintext)
+    settings = ServerSettings(
+        rounds=rounds,
+        min_clients=min_clients,
+        join_wait_s=join_wait,
+        round_timeout_s=round_timeout,
+        host=host,
+        port=port,
+        insecure_http=insecure_http,
+    )
+    place = private_folder(state or folder / "state")
+    with locked(place, "server"):
+        saved = ServerState(place, keys.public.identity, rounds)
+        if saved.finished:
+            click.echo(f"hefl: the run in {place} has ended already; name another folder with --state", err=True)
+            return
+        server = Server(keys, cipher, settings, saved, print_json if as_json else _print_url)
+        _run(server)
+
+
+def _print_url(event: Mapping[str, Any]) -> None:
+    if event["event"] == "listening":
+        click.echo(event["url"])
+
+
+def _run(server: Server) -> None:
+    """Serve until the run ends or a signal comes; raises KeyboardInterrupt after SIGINT."""
+    import uvloop
+
+    interrupted = False
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = True
+            server.stop()
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+        loop.add_signal_handler(signal.SIGTERM, server.stop)
+        await server.serve()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        uvloop.run(main())
+    if interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,71 @@
+"""A trainer for a PyTorch module. Only this module and the examples import torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hefl.layout import Arrays, Kind
+from hefl.trainer import Config
+
+Train = Callable[[torch.nn.Module], None]
+Evaluate = Callable[[torch.nn.Module], tuple[float, Mapping[str, float]]]
+
+
+class TorchTrainer:
+    """Trains a module: its state dict is the model.
+
+    Args:
+        module: With its initial parameters.
+        num_examples: Size of the training data.
+        train: Trains the module in place, for one round; makes its own optimiser.
+        evaluate: Returns loss and metrics on the client's validation data.
+
+    torch's generator is seeded from (seed, client, round) before each call of ``train``, and one thread computes, so
+    that runs repeat bit for bit.
+    """
+
+    def __init__(self, module: torch.nn.Module, num_examples: int, train: Train, evaluate: Evaluate) -> None:
+        self.num_examples = num_examples
+        self.names = list(module.state_dict())
+        trained = {name for name, _ in module.named_parameters()}
+        self.kinds: list[Kind | None] = [
+            "parameter" if name in trained else ("buffer" if tensor.is_floating_point() else "integer")
+            for name, tensor in module.state_dict().items()
+        ]
+        self._module = module
+        self._train = train
+        self._evaluate = evaluate
+
+    def get_parameters(self, config: Config) -> Arrays:
+        """Copies of the state dict's tensors, in its order."""
+        return [t.detach().cpu().numpy().copy() for t in self._module.state_dict().values()]
+
+    def set_parameters(self, parameters: list[NDArray[Any]]) -> None:
+        """Load arrays in the state dict's order."""
+        tensors = {n: torch.from_numpy(np.array(a)) for n, a in zip(self.names, parameters, strict=True)}
+        self._module.load_state_dict(tensors)
+
+    def fit(self, parameters: list[NDArray[Any]], config: Config) -> tuple[Arrays, int, dict[str, float]]:
+        """Train from ``parameters``."""
+        torch.set_num_threads(1)
+        self.set_parameters(parameters)
+        text = f"{config['seed']}/{config['client']}/{config['round']}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        self._module.train()
+        self._train(self._module)
+        return self.get_parameters(config), self.num_examples, {}
+
+    def evaluate(self, parameters: list[NDArray[Any]], config: Config) -> tuple[float, int, dict[str, float]]:
+        """Evaluate ``parameters``."""
+        torch.set_num_threads(1)
+        self.set_parameters(parameters)
+        self._module.eval()
+        with torch.inference_mode():
+            loss, metrics = self._evaluate(self._module)
+        return loss, self.num_examples, dict(metrics)

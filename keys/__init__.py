@@ -1,0 +1,1 @@
+"""The key authority, and the files and certificates that it issues."""

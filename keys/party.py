@@ -1,0 +1,100 @@
+"""A party's folder, read as a whole: every file in it must belong to the same party of the same federation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hefl.ckks.context import PublicContext, SecretContext, open_public
+from hefl.errors import CertificateError, KeyFileError, MismatchError, SecretAtServerError
+from hefl.keys import keyfile, tls
+from hefl.keys.keyfile import KeyFile
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFolder:
+    """What ``hefl serve`` needs.
+
+    Attributes:
+        path: The folder.
+        public: The context, which holds no secret.
+        clients: Names that may join.
+    """
+
+    path: Path
+    public: PublicContext
+    clients: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFolder:
+    """What ``hefl client`` needs.
+
+    Attributes:
+        path: The folder.
+        name: The client's.
+        secret: The context with the secret key.
+        url: The server's.
+    """
+
+    path: Path
+    name: str
+    secret: SecretContext
+    url: str
+
+
+def read_server_folder(path: Path) -> ServerFolder:
+    """Read ``DIR/server`` and refuse everything that does not belong there.
+
+    Raises:
+        SecretAtServerError: A secret context or key file is in it.
+        KeysError: A file is missing, damaged, or of another federation, generation or party.
+    """
+    _check_folder(path, "server")
+    secret = next((p for p in sorted(path.iterdir()) if p.name == "secret.hefl" or p.name == "ca.key"), None)
+    if secret:
+        raise SecretAtServerError(
+            f"{secret} is a secret file, and a server may not hold one",
+            hint="a server's folder is DIR/server as 'hefl keygen' made it; remove the file from this machine",
+        )
+    public_file, public = keyfile.read_public(path / "public.hefl")
+    open_public(public)
+    clients_file, clients = keyfile.read_clients(path / "clients.hefl")
+    keyfile.check_same([public_file, clients_file])
+    _check_holder(public_file, tls.read_holder(path, "server"), path / "server.crt")
+    return ServerFolder(path, public, clients)
+
+
+def read_client_folder(path: Path) -> ClientFolder:
+    """Read ``DIR/clients/NAME`` and refuse everything that does not belong there.
+
+    Raises:
+        KeysError: A file is missing, damaged, or of another federation, generation or party.
+    """
+    _check_folder(path, "clients/NAME")
+    secret_file, secret = keyfile.read_secret(path / "secret.hefl")
+    address_file, urls = keyfile.read_address(path / "address.hefl")
+    keyfile.check_same([secret_file, address_file])
+    holder = tls.read_holder(path, "client")
+    _check_holder(secret_file, holder, path / "client.crt")
+    if not holder.is_client:
+        raise CertificateError(f"{path / 'client.crt'} is not a client's certificate")
+    return ClientFolder(path, holder.name, secret, urls[0])
+
+
+def _check_folder(path: Path, expected: str) -> None:
+    if not path.is_dir():
+        raise KeyFileError(f"{path} is not a folder", hint=f"name DIR/{expected} as 'hefl keygen' made it")
+
+
+def _check_holder(file: KeyFile, holder: tls.Holder, certificate: Path) -> None:
+    if holder.identity != file.identity:
+        raise MismatchError(
+            f"{file.path} is of {file.identity}, and {certificate} is of {holder.identity}",
+            hint="copy the whole folder again: its files belong together",
+        )
+    if holder.name != file.holder:
+        raise MismatchError(
+            f"{file.path} was issued to {file.holder}, and {certificate} to {holder.name}",
+            hint="each party uses its own folder, whole",
+        )

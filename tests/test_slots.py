@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import tenseal as ts
+
+from hefl.ckks.context import PublicContext, SecretContext
+from hefl.ckks.slots import SLOTS, SlotsEngine
+from hefl.engine import Attempt, Member, Seal
+from hefl.errors import KeyFileError, MalformedError, OutOfRangeError, SecretAtServerError
+from hefl.layout import describe
+from helpers import Array, weighted_mean
+
+ENGINE = SlotsEngine()
+ATTEMPT = Attempt(bytes(32), 3, {"alice": 3, "bob": 1})
+VECTORS = {"alice": np.array([0.5, -100.0, 3e-4]), "bob": np.array([2.5, 100.0, -3e-4])}
+
+
+def encrypted(secret: SecretContext, vector: Array, attempt: Attempt = ATTEMPT) -> list[bytes]:
+    blocks: list[bytes] = []
+    ENGINE.encrypt(vector, secret, attempt, "alice", lambda b: blocks.append(bytes(b)))
+    return blocks
+
+
+def aggregated(secret: SecretContext, public: PublicContext) -> list[bytes]:
+    aggregator = ENGINE.aggregator(public, ATTEMPT)
+    for name, vector in VECTORS.items():
+        blocks = encrypted(secret, vector)
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+    out: list[bytes] = []
+    assert aggregator.finish(lambda b: out.append(bytes(b))) == b""
+    return out
+
+
+def opened(secret: SecretContext, block: bytes) -> Any:
+    """A block as TenSEAL alone reads it."""
+    return ts.ckks_vector_from(ts.context_from(secret.ckks), block)
+
+
+def test_tenseal_alone_reads_an_update(secret: SecretContext) -> None:
+    (block,) = encrypted(secret, VECTORS["alice"])
+    np.testing.assert_allclose(opened(secret, block).decrypt(), VECTORS["alice"], rtol=0, atol=1e-6)
+
+
+def test_tenseal_alone_reads_an_aggregate_as_the_weighted_mean(secret: SecretContext, public: PublicContext) -> None:
+    (block,) = aggregated(secret, public)
+    expected = weighted_mean(list(VECTORS.values()), list(ATTEMPT.weights.values()))
+    np.testing.assert_allclose(opened(secret, block).decrypt(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_rescale_costs_no_precision_relative_to_the_value(secret: SecretContext, public: PublicContext) -> None:
+    # Were the prime taken for 2**40, the result would be off by 6e-7 of itself.
+    big = np.array([250_000.0, -250_000.0, 1.0])
+    attempt = Attempt(bytes(32), 3, {"alice": 1, "bob": 1})
+    aggregator = ENGINE.aggregator(public, attempt)
+    for name in attempt.weights:
+        blocks = encrypted(secret, big, attempt)
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+    out: list[bytes] = []
+    aggregator.finish(lambda b: out.append(bytes(b)))
+    total = ENGINE.decrypt(iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
+    np.testing.assert_allclose(total.vector, big, rtol=1e-8, atol=1e-6)
+
+
+def test_an_aggregate_is_smaller_than_an_update(secret: SecretContext, public: PublicContext) -> None:
+    assert len(aggregated(secret, public)[0]) < 0.7 * len(encrypted(secret, VECTORS["alice"])[0])
+
+
+def test_encrypting_twice_gives_different_bytes_without_a_trace_of_the_values(secret: SecretContext) -> None:
+    first, second = (encrypted(secret, VECTORS["alice"])[0] for _ in range(2))
+    assert first != second
+    for value in VECTORS["alice"]:
+        assert np.float64(value).tobytes() not in first
+
+
+def test_another_federations_key_reads_nothing(secret: SecretContext, other_secret: SecretContext) -> None:
+    (block,) = encrypted(secret, VECTORS["alice"])
+    total = ENGINE.decrypt(iter([block]), b"", other_secret, ATTEMPT, [Member("alice", bytes(32), 3)])
+    assert (np.abs(total.vector - VECTORS["alice"]) > 1e3).any()
+
+
+def test_a_servers_context_cannot_read_an_update(secret: SecretContext, public: PublicContext) -> None:
+    (block,) = encrypted(secret, VECTORS["alice"])
+    with pytest.raises(ValueError, match="secret_key"):
+        ts.ckks_vector_from(ts.context_from(public.ckks), block).decrypt()
+
+
+def test_a_server_with_a_secret_key_cannot_add(secret: SecretContext, public: PublicContext) -> None:
+    with pytest.raises(SecretAtServerError):
+        ENGINE.aggregator(dataclasses.replace(public, ckks=secret.ckks), ATTEMPT)
+
+
+def test_a_client_without_a_secret_key_cannot_encrypt(secret: SecretContext, public: PublicContext) -> None:
+    with pytest.raises(KeyFileError):
+        encrypted(dataclasses.replace(secret, ckks=public.ckks), VECTORS["alice"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.5, 0.99])
+def test_a_truncated_ciphertext_is_refused(secret: SecretContext, public: PublicContext, share: float) -> None:
+    (block,) = encrypted(secret, VECTORS["alice"])
+    with pytest.raises(MalformedError):
+        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([block[: int(share * len(block))]]), Seal())
+
+
+def test_a_ciphertext_of_another_ring_is_refused(public: PublicContext) -> None:
+    context = ts.context(ts.SCHEME_TYPE.CKKS, 4096, coeff_mod_bit_sizes=[40, 20, 40], n_threads=1)
+    context.global_scale = 2.0**20
+    foreign = ts.ckks_vector(context, [1.0, 2.0, 3.0]).serialize()
+    with pytest.raises(MalformedError):
+        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([foreign]), Seal())
+
+
+def test_a_ciphertext_holds_as_many_values_as_tenseal_has_slots() -> None:
+    assert ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40]).slot_count() == SLOTS \
+        if hasattr(ts.Context, "slot_count") else SLOTS == 8192 // 2
+
+
+def test_values_that_would_wrap_are_refused_by_the_codec() -> None:
+    codec = ENGINE.codec(describe([np.zeros(2)], [], ["weight"]))
+    codec.encode_model([np.array([0.0, 2.0**18 - 1])], {})
+    with pytest.raises(OutOfRangeError, match="'weight'"):
+        codec.encode_model([np.array([0.0, 2.0**18])], {})
+
+
+def test_sums_are_not_said_to_be_verified() -> None:
+    assert SlotsEngine.verifies is False
