@@ -67,30 +67,32 @@ def serve(
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
     are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0).
     """
+    from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
     from hefl.keys.party import read_server_folder
-    from hefl.server import Server, ServerSettings
+    from hefl.server import Server
     from hefl.serverstate import ServerState
 
     keys = read_server_folder(folder)
     cipher = load_engine(engine, insecure_plaintext=insecure_plaintext)
-    settings = ServerSettings(
-        rounds=rounds,
-        min_clients=min_clients,
-        join_wait_s=join_wait,
-        round_timeout_s=round_timeout,
-        host=host,
-        port=port,
-        insecure_http=insecure_http,
-    )
+    settings = RunSettings(rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout)
     place = private_folder(state or folder / "state")
     with locked(place, "server"):
         saved = ServerState(place, keys.public.identity, rounds)
         if saved.finished:
             click.echo(f"hefl: the run in {place} has ended already; name another folder with --state", err=True)
             return
-        server = Server(keys, cipher, settings, saved, print_json if as_json else _print_url)
+        server = Server(
+            keys,
+            cipher,
+            settings,
+            saved,
+            print_json if as_json else _print_url,
+            host=host,
+            port=port,
+            insecure_http=insecure_http,
+        )
         _run(server)
 
 

@@ -6,37 +6,28 @@ import asyncio
 import json
 import logging
 import os
-import random
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
 
 from hefl import protocol
 from hefl.codec import Exchange, Metrics
+from hefl.connection import Connection
 from hefl.errors import (
-    CertificateError,
     ConflictError,
     EngineError,
     HeflError,
-    KeysError,
     LayoutError,
-    MalformedError,
     StaleError,
     StateError,
-    UnreachableError,
-    UsageError,
 )
-from hefl.files import replacing
+from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
-from hefl.keys import tls
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner
@@ -44,9 +35,6 @@ from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
-
-READ_TIMEOUT_S = 60.0
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +72,8 @@ class Client:
         on_round: Is told each finished round.
 
     Raises:
-        UsageError: Plain HTTP that is not allowed.
+        UsageError: As Connection.
+        StateError: The state is damaged.
         EngineError: ``plaintext`` beyond this machine.
     """
 
@@ -99,17 +88,16 @@ class Client:
         insecure_http: bool = False,
         on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
-        self._url = (url or folder.url).rstrip("/")
-        _check_url(self._url, learner.engine.name, insecure_http=insecure_http)
+        url = (url or folder.url).rstrip("/")
+        self._nonce = _join_nonce(state)
+        self._connection = Connection(folder, url, self._nonce, connect_timeout_s, insecure_http=insecure_http)
+        host = urlsplit(url).hostname or ""
+        if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
+            raise EngineError(f"the engine 'plaintext' talks to loopback only, not to {host}")
         self._folder = folder
         self._learner = learner
         self._state = state
-        self._connect_timeout_s = connect_timeout_s
         self._on_round = on_round
-        self._nonce = _join_nonce(state)
-        self._headers = protocol.headers(folder.secret.identity, self._nonce)
-        if insecure_http:
-            self._headers[protocol.HEADER_CLIENT] = folder.name
         self._welcome: Welcome | None = None
         self._view: View | None = None
         self._news = asyncio.Event()
@@ -124,13 +112,7 @@ class Client:
             UnreachableError: Nobody answered for connect_timeout_s.
             HeflError: Anything that this client or the server refused.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
-        secure = tls.client_context(self._folder.path) if self._url.startswith("https:") else False
-        connector = aiohttp.TCPConnector(ssl=secure)
-        async with aiohttp.ClientSession(
-            self._url, connector=connector, headers=self._headers, timeout=timeout
-        ) as http:
-            self._http = http
+        async with self._connection:
             await self._join()
             poll = asyncio.create_task(self._poll())
             try:
@@ -139,7 +121,7 @@ class Client:
                 poll.cancel()
                 with suppress(asyncio.CancelledError, HeflError):
                     await poll
-                await self._leave()
+                await self._connection.leave()
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -154,20 +136,31 @@ class Client:
             sealed_layout=learner.layout.seal(self._folder.secret),
             values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
         )
-        body = await self._call("POST", "/v1/join", msgspec.json.encode(join))
+        try:
+            body = await self._connection.call("POST", "/v1/join", msgspec.json.encode(join))
+        except protocol.OtherLayoutError as error:
+            raise self._layout_error(error) from error
         welcome = protocol.decode(body, Welcome)
         if self._welcome and welcome.run != self._welcome.run:
             raise ConflictError("the server has begun another run", hint="start this client again to join it")
         if self._welcome is None:
-            log.info("joined %s as %s with %d examples", self._url, self._folder.name, learner.num_examples)
+            log.info("joined %s as %s with %d examples", self._connection.url, self._folder.name, learner.num_examples)
         self._welcome = welcome
+
+    def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
+        """Name the first difference, which only a client can read."""
+        difference = self._learner.layout.difference(unseal(error.sealed_layout, self._folder.secret))
+        return LayoutError(
+            f"this client's model differs from the other clients': {difference}",
+            hint="all clients train the same model: same tensors, same order, same metrics",
+        )
 
     async def _poll(self) -> None:
         """Keep the newest view, and show the server that this client lives."""
         while True:
             after = self._view.version if self._view else 0
             try:
-                view = protocol.decode(await self._call("GET", f"/v1/run?after={after}"), View)
+                view = protocol.decode(await self._connection.call("GET", f"/v1/run?after={after}"), View)
             except StaleError:
                 await self._join()
                 continue
@@ -192,7 +185,7 @@ class Client:
             version = view.version
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._call("POST", "/v1/fetched")
+                await self._connection.call("POST", "/v1/fetched")
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement) and not view.committed:
@@ -224,12 +217,9 @@ class Client:
 
     def _write_update(self, path: Path, announcement: Announcement) -> int:
         """Spool the update; returns its size in bytes."""
-        try:
-            with replacing(path) as file:
-                self._learner.write_update(file, announcement)
-                return file.tell()
-        except OSError as error:
-            raise StateError(f"the update cannot be stored: {error.strerror}", hint="make room on the disk") from error
+        with storing("the update"), replacing(path) as file:
+            self._learner.write_update(file, announcement)
+            return file.tell()
 
     async def _upload(self, path: Path, size: int, announcement: Announcement) -> None:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
@@ -237,7 +227,7 @@ class Client:
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.num_examples),
             "Content-Length": str(size),
         }
-        await self._call("PUT", where, path, headers=headers)
+        await self._connection.call("PUT", where, path, headers=headers)
         log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
 
     async def _take_records(self, view: View) -> None:
@@ -246,12 +236,17 @@ class Client:
             if record is None or record.announcement.round <= self._taken:
                 continue
             path = self._state / "aggregate.bin"
-            with self._learner.timings.phase("download"):
-                if not await self._download(path, record):
-                    return
+            limit = max_aggregate_bytes(self._learner.engine, record.announcement)
+            try:
+                with self._learner.timings.phase("download"):
+                    size = await self._connection.download(
+                        f"/v1/rounds/{record.announcement.round}/aggregate", path, limit
+                    )
+            except StaleError:
+                return  # the server has gone on, and the next view says where
             metrics = await asyncio.to_thread(self._learner.accept, path, record)
             self._taken = record.announcement.round
-            self._report(record, metrics, path.stat().st_size)
+            self._report(record, metrics, size)
             path.unlink()
 
     def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
@@ -270,135 +265,6 @@ class Client:
             )
         )
 
-    async def _download(self, path: Path, record: Record) -> bool:
-        """Fetch a record's aggregate; False where the server has gone on and does not keep it."""
-        limit = max_aggregate_bytes(self._learner.engine, record.announcement)
-        try:
-            async with self._request("GET", f"/v1/rounds/{record.announcement.round}/aggregate") as response:
-                with replacing(path) as file:
-                    received = 0
-                    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-                        received += len(chunk)
-                        if received > limit:
-                            raise MalformedError(f"the aggregate has more than {limit} bytes")
-                        file.write(chunk)
-        except StaleError:
-            return False
-        except OSError as error:
-            raise StateError(
-                f"the aggregate cannot be stored: {error.strerror}", hint="make room on the disk"
-            ) from error
-        return True
-
-    async def _leave(self) -> None:
-        """Say goodbye once; a server that does not listen notices by itself."""
-        with suppress(HeflError, aiohttp.ClientError, OSError, TimeoutError):
-            async with asyncio.timeout(2), self._http.post("/v1/leave"):
-                pass
-
-    # --- requests -----------------------------------------------------------------------------------------------------
-
-    async def _call(
-        self, method: str, path: str, body: bytes | Path | None = None, headers: Mapping[str, str] | None = None
-    ) -> bytes:
-        """One request and its answer's body. Raises as _request."""
-        async with self._request(method, path, body, headers) as response:
-            return await response.read()
-
-    @asynccontextmanager
-    async def _request(
-        self, method: str, path: str, body: bytes | Path | None = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request, again and again while nobody answers.
-
-        Raises:
-            UnreachableError: Nobody answered for connect_timeout_s.
-            CertificateError: TLS refused one side's certificate; says which.
-            HeflError: What the server refused, as it says.
-        """
-        began, delay_s = time.monotonic(), 0.1
-        while True:
-            try:
-                response = await self._send(method, path, body, headers)
-                break
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                await self._check_tls(error)
-                waited = time.monotonic() - began
-                if waited >= self._connect_timeout_s:
-                    raise UnreachableError(
-                        f"{self._url} did not answer for {waited:.0f} s: {_reason(error)}",
-                        hint="is the server running, and is its address right? See --server and --connect-timeout",
-                    ) from error
-                if delay_s == 0.1:
-                    log.info("%s does not answer (%s); trying again", self._url, _reason(error))
-                # Clients that lost one server should not all come back at once. Not cryptography.
-                await asyncio.sleep(min(delay_s * random.uniform(0.5, 1.0), self._connect_timeout_s - waited))  # noqa: S311
-                delay_s = min(2 * delay_s, 5.0)
-        async with response:
-            if response.status != 200:
-                refused = protocol.raise_refusal(await response.read(), response.status)
-                raise self._layout_error(refused)
-            yield response
-
-    async def _send(
-        self, method: str, path: str, body: bytes | Path | None, headers: Mapping[str, str] | None
-    ) -> aiohttp.ClientResponse:
-        if isinstance(body, Path):
-            # The server refuses a hopeless upload before its bytes travel.
-            return await self._http.request(method, path, data=_chunks(body), headers=headers, expect100=True)
-        return await self._http.request(method, path, data=body, headers=headers)
-
-    def _layout_error(self, refused: protocol.Refusal) -> HeflError:
-        """Name the first difference, which only a client can read."""
-        theirs = unseal(refused.sealed_layout or b"", self._folder.secret)
-        difference = self._learner.layout.difference(theirs)
-        return LayoutError(
-            f"this client's model differs from the other clients': {difference}",
-            hint="all clients train the same model: same tensors, same order, same metrics",
-        )
-
-    async def _check_tls(self, error: Exception) -> None:
-        """Raise what trying again cannot mend."""
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            raise await asyncio.to_thread(self._server_certificate_error, error)
-        if isinstance(error, aiohttp.ClientConnectorSSLError):
-            raise CertificateError(f"{self._url} does not speak TLS 1.3: {error}") from error
-        reset = isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionResetError, ssl.SSLError)) or (
-            isinstance(error, aiohttp.ClientOSError) and not isinstance(error, aiohttp.ClientConnectorError)
-        )
-        if reset and self._welcome is None:
-            # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
-            raise CertificateError(
-                f"{self._url} closed the connection at the first request",
-                hint=f"the server refuses the certificate in {self._folder.path}: is it of the server's federation, "
-                "and has it expired? The server's log may say more",
-            ) from error
-
-    def _server_certificate_error(self, error: Exception) -> HeflError:
-        """Say whose certificate the server showed."""
-        parts, mine = urlsplit(self._url), self._folder.secret.identity
-        try:
-            pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
-            holder = tls.holder_of_der(ssl.PEM_cert_to_DER_cert(pem), "the server's certificate")
-        except (OSError, KeysError):
-            return CertificateError(f"{self._url} shows a certificate that is not of {mine}: {error}")
-        if holder.identity.federation != mine.federation:
-            return CertificateError(
-                f"the server at {self._url} is of {holder.identity}, and this client of {mine}",
-                hint="is it the right server? If so, copy this client's folder from the authority again",
-            )
-        return CertificateError(f"{self._url} shows a certificate of {holder.identity} that does not hold: {error}")
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
 
 def _join_nonce(state: Path) -> str:
     """The nonce by which a server knows a restarted client; kept in the client's state."""
@@ -415,23 +281,3 @@ def _join_nonce(state: Path) -> str:
         return nonce
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path} is damaged: {error}", hint="remove it; the client then joins as a new one") from error
-
-
-def _check_url(url: str, engine: str, *, insecure_http: bool) -> None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise UsageError(f"--server {url}: {error}") from error
-    plain = parts.scheme == "http"
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
-        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}")
-    loopback = protocol.is_loopback(parts.hostname)
-    if plain and not (insecure_http and loopback):
-        raise UsageError(
-            f"plain HTTP to {url} is refused", hint="https:// it is; to loopback, --insecure-http allows plain HTTP"
-        )
-    if insecure_http and not plain:
-        raise UsageError(f"--insecure-http goes with an http:// URL, got {url}")
-    if engine == "plaintext" and not loopback:
-        raise EngineError(f"the engine 'plaintext' talks to loopback only, not to {parts.hostname}")

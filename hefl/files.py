@@ -54,6 +54,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def storing(what: str) -> Iterator[None]:
+    """Turn a full or broken disk into a StateError that names what was to be stored. Network errors pass through."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__ != "builtins":
+            raise
+        raise StateError(f"{what} cannot be stored: {error.strerror}", hint="make room on the disk") from error
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -2,7 +2,7 @@
 
     POST /v1/join                               Join -> Welcome
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
-    PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame
+    PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
     POST /v1/fetched                            the client has the last record
     POST /v1/leave                              the client goes
@@ -13,7 +13,9 @@ Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx 
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, TypeVar
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -21,7 +23,7 @@ from hefl.ckks.context import Identity
 from hefl.codec import Exchange
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, from_name
 from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, Value
-from hefl.params import MAX_VALUES, PROTOCOL
+from hefl.params import MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
 
 HEADER_PROTOCOL = "Hefl-Protocol"
 HEADER_FEDERATION = "Hefl-Federation"
@@ -48,7 +50,7 @@ class Join(Value, frozen=True, kw_only=True):
     """
 
     engine: str
-    weighting: str
+    weighting: Literal["server"]
     num_examples: NumExamples
     join_nonce: Hex16
     layout: Hex32
@@ -101,7 +103,7 @@ def headers(identity: Identity, session: str) -> dict[str, str]:
     }
 
 
-def check_headers(given: dict[str, str], identity: Identity) -> None:
+def check_headers(given: Mapping[str, str], identity: Identity) -> None:
     """The server's check of a request's headers.
 
     Raises:
@@ -123,21 +125,29 @@ def check_headers(given: dict[str, str], identity: Identity) -> None:
         )
 
 
-def refusal_of(error: HeflError, sealed_layout: bytes | None = None) -> Refusal:
+class OtherLayoutError(LayoutError):
+    """A model's layout differs from the other clients'; carries theirs, sealed, which only a client can open."""
+
+    def __init__(self, message: str, sealed_layout: bytes) -> None:
+        super().__init__(message)
+        self.sealed_layout = sealed_layout
+
+
+def refusal_of(error: HeflError) -> Refusal:
     """An error as it travels."""
-    return Refusal(error=type(error).__name__, message=error.message, hint=error.hint, sealed_layout=sealed_layout)
+    sealed = error.sealed_layout if isinstance(error, OtherLayoutError) else None
+    return Refusal(error=type(error).__name__, message=error.message, hint=error.hint, sealed_layout=sealed)
 
 
-def raise_refusal(body: bytes, status: int) -> Refusal:
-    """Raise what a server's refusal says; returns it only where the caller must look at the layout itself."""
+def error_of(body: bytes, status: int) -> HeflError:
+    """What a server refused; an answer that is no Refusal is a ProtocolError."""
     try:
         refusal = msgspec.json.decode(body, type=Refusal)
-    except msgspec.MsgspecError as error:
-        raise ProtocolError(f"the server answered with status {status} and nothing that hefl says") from error
-    found = from_name(refusal.error, refusal.message, refusal.hint)
-    if isinstance(found, LayoutError) and refusal.sealed_layout:
-        return refusal
-    raise found
+    except msgspec.MsgspecError:
+        return ProtocolError(f"the server answered with status {status} and nothing that hefl says")
+    if refusal.sealed_layout is not None:
+        return OtherLayoutError(refusal.message, refusal.sealed_layout)
+    return from_name(refusal.error, refusal.message, refusal.hint)
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -152,12 +162,11 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise MalformedError(f"not a {kind.__name__}: {error}") from error
 
 
-def num_examples_of(text: str) -> int:
-    """A sample weight from a header. Raises MalformedError where it is none."""
-    try:
-        return msgspec.convert(text, NumExamples, strict=False)
-    except msgspec.ValidationError as error:
-        raise MalformedError(f"{HEADER_NUM_EXAMPLES}: {error}") from error
+def whole_number(text: str, name: str, least: int = 0) -> int:
+    """A number from a path, a query or a header. Raises MalformedError where it is none, or out of range."""
+    if not re.fullmatch(r"\d{1,13}", text, re.ASCII) or not least <= int(text) <= MAX_NUM_EXAMPLES:
+        raise MalformedError(f"{name!r} must be a whole number from {least} to {MAX_NUM_EXAMPLES}, got {text[:20]!r}")
+    return int(text)
 
 
 def is_loopback(host: str) -> bool:

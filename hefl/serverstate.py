@@ -10,7 +10,7 @@ import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.errors import StateError
-from hefl.files import private_folder, replacing
+from hefl.files import private_folder, replacing, storing
 from hefl.history import Hex16, Record, Value
 from hefl.updates import Summation
 
@@ -79,15 +79,10 @@ class ServerState:
         """Where a round's aggregate is."""
         return self._aggregates / f"{round_num}.agg"
 
-    def write_aggregate(self, path: Path, summation: Summation) -> Record:
+    def write_aggregate(self, round_num: int, summation: Summation) -> Record:
         """Write a finished sum, whole or not at all."""
-        try:
-            with replacing(path) as file:
-                return summation.finish(file)
-        except OSError as error:
-            raise StateError(
-                f"the aggregate cannot be stored: {error.strerror}", hint="make room on the disk"
-            ) from error
+        with storing("the aggregate"), replacing(self.aggregate(round_num)) as file:
+            return summation.finish(file)
 
     def drop_aggregates_before(self, round_num: int) -> None:
         """Remove older aggregates."""

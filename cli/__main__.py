@@ -1,0 +1,5 @@
+"""``python -m hefl.cli`` is ``hefl``."""
+
+from hefl.cli.main import main
+
+main()

@@ -1,0 +1,114 @@
+"""``hefl demo``: everything at once, on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hefl.cli.output import json_option, print_json
+
+if TYPE_CHECKING:
+    from hefl.demo import Progress
+    from hefl.report import Report
+
+
+@click.command()
+@click.option("--data", type=click.Choice(["iris"]), default="iris", show_default=True, help="What to learn.")
+@click.option("--clients", type=click.IntRange(2, 50), default=2, show_default=True, help="How many share the data.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Trainings.")
+@click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
+@click.option("--engine", default="tenseal", show_default=True, help="tenseal.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("hefl-demo"),
+    show_default=True,
+    help="Folder for report.json and curves.png.",
+)
+@click.option("--force", is_flag=True, help="Replace an older report.")
+@json_option
+def demo(data: str, clients: int, rounds: int, seed: int, engine: str, out: Path, force: bool, as_json: bool) -> None:
+    """Make keys, start a server and clients as processes of their own, and train one model over TLS.
+
+    Then the same again without encryption, for comparison. Prints a row a round; leaves report.json and curves.png.
+    """
+    from hefl.demo import run_training
+    from hefl.engine import load_engine
+    from hefl.errors import EngineError, ExistsError
+    from hefl.files import replacing
+    from hefl.report import build_report, draw_curves
+
+    load_engine(engine)
+    if engine == "plaintext":
+        raise EngineError("the demo compares an encrypted training with a plaintext one", hint="--engine tenseal")
+    report_path, curves_path = out / "report.json", out / "curves.png"
+    found = [path for path in (report_path, curves_path) if path.exists()]
+    if found and not force:
+        raise ExistsError(f"{found[0]} exists already", hint="name another folder with --out, or add --force")
+    out.mkdir(parents=True, exist_ok=True)
+    with _progress(rounds) as progress:
+        trainings = []
+        for which in (engine, "plaintext"):
+            with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
+                trainings.append(run_training(Path(folder), data, clients, rounds, seed, which, progress))
+    report = build_report(data, *trainings)
+    with replacing(report_path) as file:
+        file.write(json.dumps(report, indent=1).encode() + b"\n")
+    draw_curves(report, curves_path)
+    if as_json:
+        print_json(report)
+        return
+    _print(report)
+    click.echo(f"{report_path} and {curves_path} have it all")
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+
+    from hefl.examples import VALIDATION_ROWS
+    from hefl.report import build_table
+
+    Console(width=None if sys.stdout.isatty() else 150).print(build_table(report))
+    rows = VALIDATION_ROWS[report["data"]]
+    final, plain = (course["final"]["accuracy"] or 0.0 for course in (report, report["plaintext"]))
+    click.echo(f"right: {final * rows:.0f} of {rows} validation rows; plaintext: {plain * rows:.0f} of {rows}")
+    click.echo(
+        f"largest difference between a decrypted global model and the exact weighted mean: "
+        f"{report['max_abs_difference']:.1e}"
+    )
+    click.echo(
+        f"every aggregate proved to be the announced sum: {'yes' if report['verified'] else 'no, this engine cannot'}"
+    )
+
+
+@contextmanager
+def _progress(rounds: int) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+
+        def line(engine: str, done: int, total: int) -> None:
+            if done % 5 == 0 or done == total:
+                click.echo(f"hefl: {engine}: {done} of {total} rounds", err=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def bar(engine: str, done: int, total: int) -> None:
+            if engine not in tasks:
+                tasks[engine] = bars.add_task(engine, total=total)
+            bars.update(tasks[engine], completed=done)
+
+        yield bar

@@ -1,0 +1,209 @@
+"""A client's connection to its server: requests that are tried again, and errors that say whose fault it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from hefl import protocol
+from hefl.errors import CertificateError, HeflError, KeysError, MalformedError, UnreachableError, UsageError
+from hefl.files import replacing, storing
+from hefl.keys import tls
+from hefl.keys.party import ClientFolder
+
+log = logging.getLogger("hefl")
+
+READ_TIMEOUT_S = 60.0
+CHUNK_BYTES = 1 << 20
+FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
+
+T = TypeVar("T")
+Body = bytes | Path | None
+"""Nothing, JSON, or a file that is streamed."""
+
+
+class Connection:
+    """Requests to one server, as one client.
+
+    Args:
+        folder: The client's keys.
+        url: https://HOST:PORT.
+        join_nonce: This session's.
+        connect_timeout_s: How long to try again where nobody answers.
+        insecure_http: Allow plain HTTP, to loopback.
+
+    Raises:
+        UsageError: The URL has another form, or plain HTTP is not allowed.
+    """
+
+    def __init__(
+        self, folder: ClientFolder, url: str, join_nonce: str, connect_timeout_s: float, *, insecure_http: bool
+    ) -> None:
+        _check_url(url, insecure_http=insecure_http)
+        self.url = url
+        self._folder = folder
+        self._connect_timeout_s = connect_timeout_s
+        self._headers = protocol.headers(folder.secret.identity, join_nonce)
+        if insecure_http:
+            self._headers[protocol.HEADER_CLIENT] = folder.name
+        self._insecure_http = insecure_http
+        self._answered = False
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
+        connector = aiohttp.TCPConnector(ssl=True if self._insecure_http else tls.client_context(self._folder.path))
+        self._http = aiohttp.ClientSession(self.url, connector=connector, headers=self._headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.close()
+
+    async def call(self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None) -> bytes:
+        """One request and its answer's body, tried again while nobody answers.
+
+        Raises:
+            UnreachableError: Nobody answered for connect_timeout_s.
+            CertificateError: TLS refused one side's certificate; says which.
+            HeflError: What the server refused, as it says.
+        """
+
+        async def once() -> bytes:
+            async with self._request(method, path, body, headers) as response:
+                return await response.read()
+
+        return await self._patiently(once)
+
+    async def download(self, path: str, target: Path, limit_bytes: int) -> int:
+        """Fetch an answer's body into a file, whole or not at all; returns its size in bytes.
+
+        Raises:
+            MalformedError: It is longer than the limit.
+            StateError: It cannot be stored.
+            HeflError: As ``call``.
+        """
+
+        async def once() -> int:
+            async with self._request("GET", path) as response:
+                return await _store(response.content.iter_chunked(CHUNK_BYTES), target, limit_bytes)
+
+        return await self._patiently(once)
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        # The server refuses a hopeless upload before its bytes travel.
+        expect = isinstance(body, Path)
+        data = _chunks(body) if isinstance(body, Path) else body
+        async with self._http.request(method, path, data=data, headers=headers, expect100=expect) as response:
+            self._answered = True
+            if response.status != 200:
+                raise protocol.error_of(await response.read(), response.status)
+            yield response
+
+    async def leave(self) -> None:
+        """Say goodbye once; a server that does not listen notices by itself."""
+        with suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(2), self._http.post("/v1/leave"):
+                pass
+
+    async def _patiently(self, exchange: Callable[[], Awaitable[T]]) -> T:
+        began, delay_s = time.monotonic(), FIRST_DELAY_S
+        while True:
+            try:
+                return await exchange()
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                await self._raise_if_final(error)
+                reason, waited_s = str(error) or type(error).__name__, time.monotonic() - began
+                if waited_s >= self._connect_timeout_s:
+                    raise UnreachableError(
+                        f"{self.url} did not answer for {waited_s:.0f} s: {reason}",
+                        hint="is the server running, and is its address right? See --server and --connect-timeout",
+                    ) from error
+                if delay_s == FIRST_DELAY_S:
+                    log.info("%s does not answer (%s); trying again", self.url, reason)
+                # Clients that lost one server should not all come back at once. Not cryptography.
+                jittered_s = delay_s * random.uniform(0.5, 1.0)  # noqa: S311
+                await asyncio.sleep(min(jittered_s, self._connect_timeout_s - waited_s))
+                delay_s = min(2 * delay_s, LAST_DELAY_S)
+
+    async def _raise_if_final(self, error: Exception) -> None:
+        """Raise what trying again cannot mend."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            raise await asyncio.to_thread(self._server_certificate_error, error) from error
+        if isinstance(error, aiohttp.ClientConnectorSSLError):
+            raise CertificateError(f"{self.url} does not speak TLS 1.3 as hefl does: {error}") from error
+        broken = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(
+            error, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError)
+        )
+        if broken and not self._answered and not self._insecure_http:
+            # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
+            raise CertificateError(
+                f"{self.url} closed the connection at the first request",
+                hint=f"it seems to refuse the certificate in {self._folder.path}: is that of the server's federation, "
+                "and has it expired? The server's log may say more",
+            ) from error
+
+    def _server_certificate_error(self, error: Exception) -> HeflError:
+        """Say whose certificate the server showed."""
+        parts, mine = urlsplit(self.url), self._folder.secret.identity
+        try:
+            pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
+            holder = tls.holder_of_der(ssl.PEM_cert_to_DER_cert(pem), "the server's certificate")
+        except (OSError, ValueError, KeysError):
+            return CertificateError(f"{self.url} shows a certificate that is not of {mine}: {error}")
+        if holder.identity.federation != mine.federation:
+            return CertificateError(
+                f"the server at {self.url} is of {holder.identity}, and this client of {mine}",
+                hint="is it the right server? If so, copy this client's folder from the authority again",
+            )
+        return CertificateError(
+            f"{self.url} shows a certificate of {holder.identity} that does not hold: {error}",
+            hint="was it made for another --server-name, or has it expired?",
+        )
+
+
+async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:
+    received = 0
+    with storing("the aggregate"), replacing(target) as file:
+        async for chunk in chunks:
+            received += len(chunk)
+            if received > limit_bytes:
+                raise MalformedError(f"oversized: the aggregate has more than {limit_bytes} bytes")
+            file.write(chunk)
+    return received
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _check_url(url: str, *, insecure_http: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"--server {url}: {error}") from error
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
+        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}")
+    if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
+        raise UsageError(
+            f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
+        )
+    if insecure_http and parts.scheme != "http":
+        raise UsageError(f"--insecure-http goes with an http:// URL, got {url}")

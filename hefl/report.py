@@ -1,0 +1,130 @@
+"""The demo's report: one JSON value, a table, and curves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from hefl.ckks.context import seal_version
+from hefl.demo import Event, Training
+from hefl.files import replacing
+from hefl.timings import PHASES
+
+Report = dict[str, Any]
+_PACKAGES = ("hefl", "tenseal", "numpy", "torch", "scikit-learn", "cryptography", "aiohttp")
+
+
+def build_report(data: str, encrypted: Training, plaintext: Training) -> Report:
+    """Everything that the demo found out, as README.md describes ``report.json``."""
+    names = sorted(encrypted.clients)
+    model, reference = encrypted.models[names[0]], plaintext.models[names[0]]
+    return {
+        "engine": encrypted.engine,
+        "data": data,
+        "clients": len(names),
+        "values": sum(a.size for a in model.values()),
+        "verified": all(
+            e["verified"] for events in encrypted.clients.values() for e in events if e["event"] == "round"
+        ),
+        **_course(encrypted),
+        "plaintext": _course(plaintext),
+        "max_abs_difference": encrypted.max_abs_difference,
+        "drift": max(float(np.abs(model[t].astype(np.float64) - reference[t].astype(np.float64)).max()) for t in model),
+        "versions": {
+            "python": platform.python_version(),
+            "seal": seal_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def _course(training: Training) -> Report:
+    """``initial``, ``rounds`` and ``final`` of one training."""
+    first = next(iter(training.clients.values()))
+    metrics = {e["metrics_of_model"]: e["metrics"] for e in first if e["event"] == "round" and e["round"] > 0}
+    by_round = [_round(training, number) for number in range(1, max(metrics) + 1)]
+    return {
+        "initial": metrics[0],
+        "rounds": [{"round": r["round"], **metrics[r["round"]], **r} for r in by_round],
+        "final": metrics[max(metrics)],
+    }
+
+
+def _round(training: Training, number: int) -> Report:
+    """Bytes of all clients together, and seconds: the server's, and the mean over clients."""
+    mine = [_event(events, number) for events in training.clients.values()]
+    seconds = {phase: float(np.mean([e["seconds"].get(phase, 0.0) for e in mine])) for phase in PHASES}
+    seconds["aggregate"] = _event(training.server, number)["seconds"]["aggregate"]
+    return {
+        "round": number,
+        "bytes_up": sum(e["bytes_up"] for e in mine),
+        "bytes_down": sum(e["bytes_down"] for e in mine),
+        "seconds": seconds,
+    }
+
+
+def _event(events: Sequence[Event], number: int) -> Event:
+    return next(e for e in events if e["event"] == "round" and e["round"] == number)
+
+
+def build_table(report: Mapping[str, Any]) -> Table:
+    """One row a round: the encrypted training's figures, and the plaintext one's loss and accuracy beside them."""
+    table = Table(title=f"{report['data']}, {report['clients']} clients, engine {report['engine']}", box=SIMPLE_HEAD)
+    for heading in (
+        "round",
+        "loss",
+        "plain\nloss",
+        "accuracy",
+        "plain\naccuracy",
+        "kB\nup",
+        "kB\ndown",
+        *(f"{p}\nms" for p in PHASES),
+    ):
+        table.add_column(heading, justify="right")
+    plain = report["plaintext"]
+    start, start_plain = report["initial"], plain["initial"]
+    table.add_row("0", *_pair(start, start_plain, "loss"), *_pair(start, start_plain, "accuracy"))
+    for row, other in zip(report["rounds"], plain["rounds"], strict=True):
+        table.add_row(
+            str(row["round"]),
+            *_pair(row, other, "loss"),
+            *_pair(row, other, "accuracy"),
+            f"{row['bytes_up'] / 1e3:.0f}",
+            f"{row['bytes_down'] / 1e3:.0f}",
+            *(f"{row['seconds'][phase] * 1e3:.1f}" for phase in PHASES),
+        )
+    return table
+
+
+def _pair(row: Mapping[str, Any], other: Mapping[str, Any], name: str) -> tuple[str, str]:
+    first, second = ("-" if value is None else f"{value:.4f}" for value in (row[name], other[name]))
+    return first, second
+
+
+def draw_curves(report: Mapping[str, Any], path: Path) -> None:
+    """Loss and accuracy by round, encrypted over plaintext, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for course, label, style in (
+            (report["plaintext"], "plaintext", {"color": "tab:orange", "linewidth": 5, "alpha": 0.5}),
+            (report, f"encrypted ({report['engine']})", {"color": "tab:blue", "linewidth": 1.5, "marker": "."}),
+        ):
+            points = [course["initial"], *course["rounds"]]
+            axes.plot(range(len(points)), [p[name] for p in points], label=label, **style)
+        axes.set_xlabel("round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel(f"validation {name}")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"{report['data']}: federated training of {report['clients']} clients")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
