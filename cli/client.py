@@ -59,8 +59,7 @@ def client(
 
     Prints the averaged metrics of each global model on stdout.
     """
-    import uvloop
-
+    from hefl.cli.loop import run
     from hefl.client import Client
     from hefl.engine import load_engine
     from hefl.errors import ExistsError, UsageError
@@ -96,7 +95,7 @@ def client(
             insecure_http=insecure_http,
             on_round=_print_round_json if as_json else _print_round,
         )
-        uvloop.run(party.run())
+        run(party.run())
         if save:
             learner.save(save)
             if as_json:

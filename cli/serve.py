@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hefl.cli.output import json_option, print_json
-
-if TYPE_CHECKING:
-    from hefl.server import Server
 
 
 @click.command()
@@ -67,6 +61,7 @@ def serve(
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
     are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0).
     """
+    from hefl.cli.loop import run
     from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
@@ -93,33 +88,9 @@ def serve(
             port=port,
             insecure_http=insecure_http,
         )
-        _run(server)
+        run(server.serve(), stop=server.stop, terminated_is_success=True)
 
 
 def _print_url(event: Mapping[str, Any]) -> None:
     if event["event"] == "listening":
         click.echo(event["url"])
-
-
-def _run(server: Server) -> None:
-    """Serve until the run ends or a signal comes; raises KeyboardInterrupt after SIGINT."""
-    import uvloop
-
-    interrupted = False
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def interrupt() -> None:
-            nonlocal interrupted
-            interrupted = True
-            server.stop()
-
-        loop.add_signal_handler(signal.SIGINT, interrupt)
-        loop.add_signal_handler(signal.SIGTERM, server.stop)
-        await server.serve()
-
-    with contextlib.suppress(asyncio.CancelledError):
-        uvloop.run(main())
-    if interrupted:
-        raise KeyboardInterrupt

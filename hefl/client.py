@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -35,6 +36,9 @@ from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +209,7 @@ class Client:
         """Do what is asked, and upload it; an attempt that is over by then was missed."""
         path = self._state / "update.bin"
         try:
-            size = await asyncio.to_thread(self._write_update, path, announcement)
+            size = await _work(self._write_update, path, announcement)
             with self._learner.timings.phase("upload"):
                 await self._upload(path, size, announcement)
             self._bytes_up = size
@@ -244,7 +248,7 @@ class Client:
                     )
             except StaleError:
                 return  # the server has gone on, and the next view says where
-            metrics = await asyncio.to_thread(self._learner.accept, path, record)
+            metrics = await _work(self._learner.accept, path, record)
             self._taken = record.announcement.round
             self._report(record, metrics, size)
             path.unlink()
@@ -264,6 +268,36 @@ class Client:
                 seconds=self._learner.timings.take(),
             )
         )
+
+
+async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """Run a function in a thread that does not outlive the process.
+
+    A training cannot be interrupted, and the thread pool of asyncio would make a client that was told to stop wait
+    for it.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(cast("T", result))
+
+    def work() -> None:
+        result, failed = None, None
+        try:
+            result = function(*arguments, **keywords)
+        except BaseException as error:  # raised again where it is awaited
+            failed = error
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failed)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await future
 
 
 def _join_nonce(state: Path) -> str:

@@ -38,6 +38,9 @@ log = logging.getLogger("hefl")
 
 TICK_S = 0.05
 
+CLIENT = web.RequestKey("client", str)
+"""Who asks."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -151,7 +154,7 @@ class Server:
         except web.HTTPException as error:
             return _refuse(request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status)
         except Exception:
-            log.exception("a request of %s failed", request.get("name", "an unknown client"))
+            log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
             return _refuse(request, HeflError("the server failed; its log says why"))
 
     def _identify(self, request: web.Request) -> None:
@@ -169,7 +172,7 @@ class Server:
                 f"client {name!r} is not on the server's list",
                 hint="copy server/ from the authority's folder to the server again, and restart it",
             )
-        request["name"] = name
+        request[CLIENT] = name
 
     def _certified_name(self, request: web.Request) -> str:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
@@ -187,14 +190,14 @@ class Server:
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""
-        name, nonce = request["name"], request.headers.get(protocol.HEADER_SESSION, "")
+        name, nonce = request[CLIENT], request.headers.get(protocol.HEADER_SESSION, "")
         self._coordinator.heard_of(name, nonce)
         return name, nonce
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
-        await self._coordinator.join(request["name"], protocol.decode(await request.read(), Join))
+        await self._coordinator.join(request[CLIENT], protocol.decode(await request.read(), Join))
         run = self._coordinator.run
         return _json(Welcome(run=run.run, rounds=run.rounds))
 
@@ -234,10 +237,10 @@ class Server:
     async def _update(self, request: web.Request) -> web.Response:
         announcement, length = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
-        path = self._coordinator.new_upload(request["name"])
+        path = self._coordinator.new_upload(request[CLIENT])
         try:
             await self._receive(request, path, length)
-            await self._coordinator.commit(request["name"], announcement, path, length, next_examples)
+            await self._coordinator.commit(request[CLIENT], announcement, path, length, next_examples)
         finally:
             path.unlink(missing_ok=True)  # whoever has a client's key could read it
         return web.Response()
@@ -291,7 +294,7 @@ def _json(value: msgspec.Struct) -> web.Response:
 
 def _refuse(request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
     log.warning(
-        "refused %s %s of %s: %s", request.method, request.path, request.get("name", "an unknown client"), error
+        "refused %s %s of %s: %s", request.method, request.path, request.get(CLIENT, "an unknown client"), error
     )
     body = msgspec.json.encode(protocol.refusal_of(error))
     return web.Response(body=body, status=status or error.http_status, content_type="application/json")

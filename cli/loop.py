@@ -1,0 +1,45 @@
+"""Runs a command's coroutine until it ends or a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+
+def run(
+    main: Coroutine[Any, Any, None], *, stop: Callable[[], None] | None = None, terminated_is_success: bool = False
+) -> None:
+    """Run ``main``; a signal calls ``stop``, or cancels it.
+
+    Args:
+        main: The command.
+        stop: Makes ``main`` return soon.
+        terminated_is_success: SIGTERM is the ordinary way to stop the command.
+
+    Raises:
+        KeyboardInterrupt: A signal stopped it.
+    """
+    received: list[signal.Signals] = []
+
+    async def watched() -> None:
+        task, loop = asyncio.ensure_future(main), asyncio.get_running_loop()
+
+        def on_signal(number: signal.Signals) -> None:
+            received.append(number)
+            (stop or task.cancel)()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not received:
+                raise
+
+    uvloop.run(watched())
+    if received and not (terminated_is_success and received[0] is signal.SIGTERM):
+        raise KeyboardInterrupt

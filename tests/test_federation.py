@@ -1,0 +1,159 @@
+"""Server and clients as real processes, over real TLS sockets, against numpy."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import Federation
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob", "carol")
+
+
+def fedavg(rounds: int, clients: list[tuple[int, float]]) -> list[list[np.ndarray]]:
+    """Drift trained in plain numpy, in double precision: models 0 to rounds."""
+    total = sum(count for count, _ in clients)
+    models = [[np.full((3, 4), 0.5), np.zeros(4), np.array(7.0)]]
+    for _ in range(rounds):
+        weight, bias, steps = models[-1]
+        models.append(
+            [
+                sum(n * (weight * 0.5 + step) for n, step in clients) / total,
+                sum(n * (bias + step / 3) for n, step in clients) / total,
+                steps + 1,
+            ]
+        )
+    return models
+
+
+@pytest.mark.parametrize("engine", ["tenseal", "plaintext"])
+def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
+    keys: Federation, tmp_path: Path, engine: str
+) -> None:
+    who = {"alice": (10, 1.0), "bob": (25, -2.0), "carol": (7, 3.5)}
+    flags = ["--engine", engine, *(["--insecure-plaintext"] if engine == "plaintext" else [])]
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3", *flags)
+        clients = {
+            name: keys.client(
+                name,
+                tmp_path / name,
+                "--save",
+                tmp_path / f"{name}.npz",
+                *flags,
+                EXAMPLES=str(count),
+                STEP=str(step),
+            )
+            for name, (count, step) in who.items()
+        }
+        assert [c.wait() for c in clients.values()] == [0, 0, 0], [c.error for c in (*clients.values(), server)]
+        assert server.wait() == 0, server.error
+    models = fedavg(3, list(who.values()))
+    saved = {name: np.load(tmp_path / f"{name}.npz", allow_pickle=False) for name in who}
+    for model in saved.values():
+        assert model.files == ["layer.weight", "layer.bias", "steps"]
+        assert [model[n].dtype.name for n in model.files] == ["float32", "float64", "int64"]
+        for name, expected in zip(model.files, models[3], strict=True):
+            np.testing.assert_allclose(model[name], expected, rtol=0, atol=1e-6)
+        assert all((model[n] == saved["alice"][n]).all() for n in model.files)
+
+    rounds = [e for e in clients["bob"].events if e["event"] == "round"]
+    assert [e["round"] for e in rounds] == [0, 1, 2, 3, 4]
+    accuracy = np.average([0.1, -0.2, 0.35], weights=[10, 25, 7])
+    for event, model in zip(rounds[1:], models, strict=True):
+        assert event["metrics"]["loss"] == pytest.approx(model[0].mean(), abs=1e-6)
+        assert event["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert [e["in"] for e in server.events if e["event"] == "round"] == [["alice"], *[["alice", "bob", "carol"]] * 4]
+    assert server.events[-1] == {"event": "ended", "rounds": 3}
+
+
+def test_a_finished_run_ends_at_once_and_is_not_overwritten(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
+        clients = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+        before = sorted((p, p.read_bytes()) for p in (tmp_path / "server").rglob("*") if p.is_file())
+        again = keys.run(
+            "serve", keys.folder / "server", "--port", "0", "--state", tmp_path / "server", "--rounds", "1"
+        )
+        assert again.wait() == 0
+        assert "has ended already" in again.error
+        longer = keys.run("serve", keys.folder / "server", "--port", "0", "--state", tmp_path / "server")
+        assert longer.wait() == 1
+        assert "cannot be extended to 20" in longer.error
+    assert sorted((p, p.read_bytes()) for p in (tmp_path / "server").rglob("*") if p.is_file()) == before
+
+
+def test_a_client_that_is_killed_is_done_without_after_the_deadline(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3", "--round-timeout", "2")
+        others = [keys.client(n, tmp_path / n, "--save", tmp_path / f"{n}.npz") for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="60")
+        server.until("round 2, attempt 1: training of alice, bob, carol")
+        carol.child.kill()
+        assert [c.wait() for c in others] == [0, 0], [c.error for c in others]
+        assert server.wait() == 0
+    second = next(e for e in server.events if e["event"] == "round" and e["round"] == 2)
+    assert second["in"] == ["alice", "bob"]
+    assert second["missed"] == ["carol"]
+
+
+def test_a_straggler_hears_that_it_missed_the_round_and_joins_the_next(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "40", "--round-timeout", "1")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="2")
+        carol.until("round 2 was missed")
+        assert [c.wait() for c in (*others, carol, server)] == [0, 0, 0, 0], carol.error
+    ins = {e["round"]: e["in"] for e in server.events if e["event"] == "round"}
+    assert ins[2] == ["alice", "bob"]
+    assert ins[41] == ["alice", "bob", "carol"]
+
+
+def test_a_client_without_its_state_gets_a_new_attempt_at_once(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "60")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="60")
+        server.until("round 2, attempt 1")
+        carol.child.send_signal(signal.SIGTERM)
+        assert carol.wait() == 130
+        server.until("carol left")
+        assert [c.wait() for c in (*others, server)] == [0, 0, 0]
+
+
+def test_a_killed_client_with_its_state_takes_part_in_the_open_attempt(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "60")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="60")
+        server.until("round 2, attempt 1")
+        carol.child.kill()
+        carol.wait()
+        back = keys.client("carol", tmp_path / "carol")
+        assert [c.wait() for c in (*others, back, server)] == [0, 0, 0, 0], back.error
+    rounds = {e["round"]: e["in"] for e in server.events if e["event"] == "round"}
+    assert rounds[2] == ["alice", "bob", "carol"]
+    assert [e["attempt"] for e in server.events if e["event"] == "announced" and e["round"] == 2] == [1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_stops_a_server_cleanly(keys: Federation, tmp_path: Path, number: int, code: int) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server")
+        server.child.send_signal(number)
+        assert server.wait(20) == code
+        assert "Traceback" not in server.error
+
+
+def test_plain_http_works_on_loopback_when_both_sides_ask_for_it(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0", "--insecure-http")
+        assert keys.url.startswith("http://127.0.0.1:")
+        clients = [keys.client(n, tmp_path / n, "--insecure-http") for n in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0], clients[0].error

@@ -1,0 +1,66 @@
+"""Small numpy trainers for clients that run as processes of their own; what they do comes from the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+Config = dict[str, Any]
+
+
+class Drift:
+    """Moves every tensor by a fixed amount of its own each round, so that FedAvg is easy to compute by hand."""
+
+    def __init__(self) -> None:
+        self.num_examples = int(os.environ.get("EXAMPLES", "10"))
+        self.step = float(os.environ.get("STEP", "1"))
+        self.width = int(os.environ.get("WIDTH", "4"))
+        self.names = ["layer.weight", "layer.bias", "steps"]
+
+    def get_parameters(self, config: Config) -> list[Any]:
+        return [np.full((3, self.width), 0.5, np.float32), np.zeros(self.width), np.array(7, np.int64)]
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        weight, bias, steps = parameters
+        return (
+            [weight * np.float32(0.5) + np.float32(self.step), bias + self.step / 3, steps + 1],
+            self.num_examples,
+            {},
+        )
+
+    def evaluate(self, parameters: list[Any], config: Config) -> tuple[float, int, dict[str, Any]]:
+        return float(parameters[0].mean()), 5, {"accuracy": self.step / 10}
+
+
+class Broken(Drift):
+    """Puts the value that POISON names into the bias in round 2."""
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        arrays, count, metrics = super().fit(parameters, config)
+        if config["round"] == 2:
+            arrays[1][1] = float(os.environ["POISON"])
+        return arrays, count, metrics
+
+
+class Slow(Drift):
+    """Takes a while in round 2."""
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        import time
+
+        if config["round"] == 2:
+            time.sleep(float(os.environ["SLEEP"]))
+        return super().fit(parameters, config)
+
+
+class Failing(Drift):
+    """Raises in its first fit."""
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        raise RuntimeError("the disk with the scans is not mounted")
+
+
+def no_trainer() -> object:
+    return object()
