@@ -198,11 +198,6 @@ class Client:
     def _is_asked(self, announcement: Announcement) -> bool:
         if (announcement.round, announcement.attempt) <= self._done:
             return False
-        if announcement.engine != self._learner.engine.name:
-            raise EngineError(
-                f"the server announces engine {announcement.engine!r}, "
-                f"and this client runs {self._learner.engine.name!r}"
-            )
         return any(p.name == self._folder.name and p.join_nonce == self._nonce for p in announcement.participants)
 
     async def _answer(self, announcement: Announcement) -> None:

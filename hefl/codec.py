@@ -44,7 +44,7 @@ class Codec(Protocol):
         """Length of the vector."""
 
     def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Initial arrays, to the bit."""
+        """Initial arrays, to the bit. Raises as encode_model: no later round could hold what this one cannot."""
 
     def decode_initial(self, total: Sum) -> Arrays:
         """Inverse of encode_initial. Raises MalformedError where the words are not words."""
@@ -89,13 +89,19 @@ class FloatCodec:
 
     def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
         """Initial arrays as 16-bit words, each a whole number that every engine holds."""
+        self._check(self.layout.flatten(arrays))
         return self.layout.to_words(arrays).astype(np.float64)
 
     def decode_initial(self, total: Sum) -> Arrays:
         """Inverse of encode_initial."""
         vector = total.vector.astype(np.float64) / total.total_weight
         words = np.rint(vector)
-        if not (np.abs(vector - words) < 0.25).all() or words.min() < 0 or words.max() > 0xFFFF:
+        if (
+            not np.isfinite(vector).all()
+            or not (np.abs(vector - words) < 0.25).all()
+            or words.min() < 0
+            or words.max() > 0xFFFF
+        ):
             raise MalformedError(
                 "the initial model does not decrypt to 16-bit words",
                 hint="is this client's key the sender's?",
@@ -126,13 +132,13 @@ class FloatCodec:
         if not np.isfinite(vector).all():
             where = self.layout.locate(int(np.argmin(np.isfinite(vector))))
             raise NotFiniteError(
-                f"the update holds NaN or infinity in {where}; nothing was sent",
+                f"NaN or infinity in {where} of the update; nothing was sent",
                 hint="training diverged: lower the learning rate, or look at the data",
             )
         if (np.abs(vector) >= self.limit).any():
             where = self.layout.locate(int(np.argmax(np.abs(vector) >= self.limit)))
             raise OutOfRangeError(
-                f"the update holds a value of magnitude {self.limit:g} or more in {where}; nothing was sent",
+                f"a value of magnitude {self.limit:g} or more in {where} of the update; nothing was sent",
                 hint="scale the model, or leave the tensor out of get_parameters",
             )
 
@@ -156,7 +162,7 @@ def pairs(metrics: Mapping[str, float], names: Sequence[str]) -> NDArray[np.floa
 
 def averages(tail: NDArray[np.float64], names: Sequence[str]) -> Metrics:
     """Weighted means from weighted sums of ``pairs``; None where nobody had a number."""
-    # The least weight anyone can have is far above what an approximate engine leaves in place of a zero.
+    # An approximate engine leaves about 1e-9 in place of a zero; who has less than this of the weight counts as nobody.
     floor = 1e-6
     return {
         name: float(tail[2 * i] / tail[2 * i + 1]) if tail[2 * i + 1] > floor else None for i, name in enumerate(names)

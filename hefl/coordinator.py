@@ -16,7 +16,7 @@ from typing import Any
 from hefl import rounds
 from hefl.ckks.context import PublicContext
 from hefl.engine import Engine
-from hefl.errors import ConflictError, EngineError, NameInUseError, StaleError, StateError
+from hefl.errors import ConflictError, EngineError, HeflError, NameInUseError, NumExamplesError, StaleError, StateError
 from hefl.history import Announcement, genesis
 from hefl.params import POLL_S, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
@@ -110,10 +110,7 @@ class Coordinator:
                 case rounds.Close():
                     await self._publish()
                 case rounds.Abandon(reason, culprits):
-                    log.warning("round %d: %s; trying again", self.run.next_round, reason)
-                    self._summation = None
-                    self._emit({"event": "abandoned", "round": self.run.next_round, "reason": reason})
-                    await self._apply(rounds.Abandoned(culprits))
+                    await self._abandon(reason, culprits)
                 case rounds.Finish():
                     await self._apply(rounds.Finished())
                 case rounds.End():
@@ -184,6 +181,12 @@ class Coordinator:
             }
         )
 
+    async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
+        log.warning("round %d: %s; trying again", self.run.next_round, reason)
+        self._summation = None
+        self._emit({"event": "abandoned", "round": self.run.next_round, "reason": reason})
+        await self._apply(rounds.Abandoned(culprits))
+
     async def _publish(self) -> None:
         """Close the attempt and write its aggregate."""
         await self._apply(rounds.Closed())
@@ -191,9 +194,13 @@ class Coordinator:
         if summation is None or announcement is None:
             raise StateError("an attempt was closed without a sum")
         number = announcement.round
-        with self._timings.phase("aggregate"):
-            record = await asyncio.to_thread(self._state.write_aggregate, number, summation)
         self._summation = None
+        try:
+            with self._timings.phase("aggregate"):
+                record = await asyncio.to_thread(self._state.write_aggregate, number, summation)
+        except HeflError as error:
+            await self._abandon(str(error), frozenset())
+            return
         await self._apply(rounds.Published(record))
         self._state.drop_aggregates_before(number - 1)
         names, seconds = [m.name for m in record.members], self._timings.take()
@@ -222,7 +229,7 @@ class Coordinator:
         """A client comes, or comes again.
 
         Raises:
-            EngineError, NameInUseError, OtherLayoutError: It does not fit in.
+            EngineError, NumExamplesError, NameInUseError, OtherLayoutError: It does not fit in.
         """
         async with self._lock:
             self._check_join(name, join)
@@ -243,6 +250,11 @@ class Coordinator:
             raise EngineError(
                 f"the server runs engine {self.engine.name!r}, and client {name} engine {join.engine!r}",
                 hint="give both the same --engine",
+            )
+        if join.num_examples > self.engine.max_num_examples:
+            raise NumExamplesError(
+                f"client {name} has {join.num_examples} examples, "
+                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}"
             )
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)

@@ -86,10 +86,12 @@ class Engine(Protocol):
     Attributes:
         name: As ``--engine`` takes it.
         verifies: A sum proves that it is the announced one.
+        max_num_examples: The largest sample weight that it can scale by.
     """
 
     name: str
     verifies: bool
+    max_num_examples: int
 
     def codec(self, layout: Layout) -> Codec:
         """How a model and its metrics become a vector for this engine."""

@@ -10,6 +10,7 @@
     │   ├── CertificateError            TLS refused a certificate
     │   └── UnknownClientError          not on the server's list
     ├── ParametersError             3   the parties' settings do not fit together
+    │   ├── VersionError                protocol or wire format of another version
     │   ├── EngineError                 engines differ, or one is not allowed here
     │   ├── NumExamplesError            a sample weight that cannot be used
     │   └── LayoutError                 the model's tensors differ or cannot be averaged
@@ -51,7 +52,7 @@ class HeflError(Exception):
     http_status: ClassVar[int] = 500
 
     def __init__(self, message: str = "", *, hint: str | None = None) -> None:
-        self.message = message or (type(self).__doc__ or "").splitlines()[0].rstrip(".").lower()
+        self.message = message or (type(self).__doc__ or type(self).__name__).splitlines()[0].rstrip(".").lower()
         self.hint = hint
         super().__init__(self.message)
 
@@ -98,6 +99,10 @@ class ParametersError(HeflError):
 
     exit_code = 3
     http_status = 409
+
+
+class VersionError(ParametersError):
+    """The other side speaks another version of the protocol or the wire format."""
 
 
 class EngineError(ParametersError):

@@ -27,11 +27,21 @@ def create_private(path: Path) -> BinaryIO:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner may read, and make it durable. Raises ExistsError as create_private."""
-    with create_private(path) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a new file that only its owner may read, durably, whole or not at all.
+
+    Raises:
+        ExistsError: As create_private.
+    """
+    file = create_private(path)
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -86,10 +96,11 @@ def read_private(path: Path, limit_bytes: int) -> bytes:
         raise KeyFileError(f"{path} is missing", hint="name a folder that 'hefl keygen' made, whole") from error
     except OSError as error:
         raise KeyFileError(f"{path} cannot be read: {error.strerror}", hint="links are not followed") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise KeyFileError(f"{path} is not a plain file", hint="name a folder that 'hefl keygen' made, whole")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyFileError(f"{path} is not a plain file")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise KeyFileError(
@@ -103,7 +114,7 @@ def read_private(path: Path, limit_bytes: int) -> bytes:
 
 
 def private_folder(path: Path) -> Path:
-    """Make the folder and its parents, mode 0700, or tighten one that exists. Returns it.
+    """Make the folder, mode 0700, and its parents as usual; or tighten one that exists. Returns it.
 
     Raises:
         StateError: It cannot be made, or is not a folder of the user's.
@@ -118,7 +129,7 @@ def private_folder(path: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, holder: str) -> Iterator[None]:
-    """Hold the folder for this process alone; the kernel lets go of it if the process dies.
+    """Hold an existing folder for this process alone; the kernel lets go of it if the process dies.
 
     Raises:
         StateError: Another process holds it.

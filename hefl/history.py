@@ -10,6 +10,7 @@ They are JSON on the wire. What is hashed is their canonical form: fields sorted
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,9 +20,9 @@ from hefl.codec import Exchange
 from hefl.engine import Attempt, Member
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
 
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
-Hex16 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME_PATTERN}\Z")]
+Hex16 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 NumExamples = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUM_EXAMPLES)]
 RoundNum = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
@@ -61,6 +62,10 @@ class Announcement(Value, frozen=True, kw_only=True):
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     participants: Annotated[tuple[Participant, ...], msgspec.Meta(min_length=1, max_length=MAX_CLIENTS)]
 
+    def __post_init__(self) -> None:
+        if any(a.name >= b.name for a, b in itertools.pairwise(self.participants)):
+            raise ValueError("participants must be ordered by name, and each stand once")
+
     @property
     def ctx(self) -> bytes:
         """32 bytes that bind everything derived for this attempt."""
@@ -96,7 +101,7 @@ class Record(Value, frozen=True, kw_only=True):
     announcement: Announcement
     members: Annotated[tuple[MemberEntry, ...], msgspec.Meta(min_length=1, max_length=MAX_CLIENTS)]
     digest: Hex32
-    tag: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})*$", max_length=1024)]
+    tag: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{2})*\Z", max_length=1024)]
 
     @property
     def head(self) -> str:

@@ -7,7 +7,7 @@ import hmac
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -176,6 +176,8 @@ def describe(
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
         raise LayoutError(f"two tensors are named {twice!r}")
+    if unknown := next((kind for kind in kinds if kind is not None and kind not in get_args(Kind)), None):
+        raise LayoutError(f"a tensor's kind is one of {', '.join(get_args(Kind))}, got {unknown!r}")
     if len(metrics) > MAX_METRICS:
         raise LayoutError(f"{len(metrics)} metrics are more than the {MAX_METRICS} that may travel")
     tensors = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,8 +15,8 @@ from hefl import wire
 from hefl.ckks.context import SecretContext
 from hefl.codec import Exchange, Metrics, Sum
 from hefl.engine import Engine, Vector
-from hefl.errors import LayoutError, StaleError
-from hefl.files import replacing
+from hefl.errors import EngineError, LayoutError, StaleError
+from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.timings import Timings
@@ -73,7 +74,7 @@ class Learner:
         self._secret = secret
         self.engine = engine
         self._trace = trace
-        self._trainer = GuardedTrainer(trainer, name, seed, num_examples)
+        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, engine.max_num_examples)
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
@@ -89,18 +90,25 @@ class Learner:
         """Do what an announcement asks for, and write the encrypted answer.
 
         Raises:
-            LayoutError: The announcement's number of values is not this model's.
+            EngineError, LayoutError: The announcement's engine or number of values is not this client's.
             StaleError: It is about a round that this client has no model for.
             UpdateError: The update cannot be encrypted.
             TrainerError: The user's code failed.
         """
-        expected = self._codec.values(announcement.exchange)
-        if announcement.values != expected:
-            raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+        self._check(announcement)
         vector = self._vector(announcement)
         self._keep(f"sent-{announcement.round}", vector, announcement)
         with self.timings.phase("encrypt"):
             write_update(file, vector, self._secret, self.engine, announcement, self.name)
+
+    def _check(self, announcement: Announcement) -> None:
+        if announcement.engine != self.engine.name:
+            raise EngineError(
+                f"the server announces engine {announcement.engine!r}, and this client runs {self.engine.name!r}"
+            )
+        expected = self.values(announcement.exchange)
+        if announcement.values != expected:
+            raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
 
     def _vector(self, announcement: Announcement) -> Vector:
         if announcement.exchange == "initial":
@@ -142,6 +150,7 @@ class Learner:
             ProtocolError, MismatchError: It is not what the record says, or does not decrypt.
         """
         announcement = record.announcement
+        self._check(announcement)
         with self.timings.phase("decrypt"):
             total = read_aggregate(source, self._secret, self.engine, announcement, record)
             self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
@@ -164,12 +173,14 @@ class Learner:
         """
         if self.model is None:
             raise StaleError("there is no global model to save yet")
-        with replacing(path) as file:
-            named = {t.name: a for t, a in zip(self.layout.tensors, self.model.arrays, strict=True)}
-            np.savez(file, allow_pickle=False, **named)
+        with storing("the model"), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            for tensor, array in zip(self.layout.tensors, self.model.arrays, strict=True):
+                # np.savez takes names as keywords, and could not save a tensor that is named "file".
+                with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
 
     def _keep(self, what: str, vector: Vector, announcement: Announcement) -> None:
-        if self._trace is None or announcement.exchange != "training":
+        if self._trace is None or announcement.exchange != "training" or self.name not in announcement.names:
             return
         with replacing(self._trace / f"{what}.npz") as file:
-            np.savez(file, vector=vector, num_examples=dict(announcement.as_attempt().weights)[self.name])
+            np.savez(file, vector=vector, num_examples=announcement.as_attempt().weights[self.name])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 PROTOCOL = 1
 """Version of the HTTP protocol, the wire format and the key files; each carries it."""
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
-"""Clients' names."""
+NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
+"""Clients' names, whole."""
 
 MIN_CLIENTS = 2
 """Fewer clients than this in a sum would hand one client's update to the others."""
@@ -66,3 +66,8 @@ SLOTS_RING = Ring(8192, (60, 40), 40)
 SLOTS_SCALE_BITS = 40
 SLOTS_LIMIT = 2.0**18
 """The ``tenseal`` engine refuses larger values: a product wraps without an error from about 2^19 on."""
+SLOTS_MAX_NUM_EXAMPLES = 2**24
+"""The ``tenseal`` engine scales by num_examples / total in 40-bit fixed point: no share may come near 2^-40."""
+SLOTS_LEAST_SHARE = 2.0**-10
+"""The ``tenseal`` engine refuses a sum of clients with less than this of the announced weight: its noise, about 1e-9,
+is divided by their share."""

@@ -13,6 +13,7 @@ from hefl.codec import FloatCodec, Sum
 from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
 from hefl.errors import MalformedError
 from hefl.layout import Layout
+from hefl.params import MAX_NUM_EXAMPLES
 
 BLOCK = 1 << 18
 """Values in a block."""
@@ -23,6 +24,7 @@ class PlaintextEngine:
 
     name = "plaintext"
     verifies = False
+    max_num_examples = MAX_NUM_EXAMPLES
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values that float32 can hold."""

@@ -21,7 +21,7 @@ import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.codec import Exchange
-from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, from_name
+from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, Value
 from hefl.params import MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
 
@@ -107,11 +107,11 @@ def check_headers(given: Mapping[str, str], identity: Identity) -> None:
     """The server's check of a request's headers.
 
     Raises:
-        ProtocolError: Another version of the protocol.
+        VersionError: Another version of the protocol.
         MismatchError: Keys of another federation or generation; says which is which.
     """
     if given.get(HEADER_PROTOCOL) != str(PROTOCOL):
-        raise ProtocolError(
+        raise VersionError(
             f"this server speaks version {PROTOCOL} of hefl's protocol, and the request "
             f"{given.get(HEADER_PROTOCOL) or 'none'}",
             hint="install the same version of hefl on both sides",

@@ -71,7 +71,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The attempt came to nothing; ``culprits`` sit the round out, or are passed over as senders of initial arrays."""
+    """The attempt came to nothing; ``culprits`` are passed over as senders of the initial arrays."""
 
     culprits: frozenset[str] = frozenset()
 
@@ -155,7 +155,7 @@ class Run:
         sessions: Who is here.
         announcement: Of the open attempt.
         committed: Digests of the open attempt's updates, by name.
-        passed_over: Participants that this round does without.
+        passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
         fetched: Who has the last record.
     """
@@ -201,8 +201,23 @@ def advance(run: Run, event: Event) -> Run:
     phase = TABLE[run.phase].get(type(event))
     if phase is None:
         raise StaleError(f"{type(event).__name__.lower()} has no place while the run is {run.phase.value}")
-    run = _apply(run, event)
-    return replace(run, phase=phase)
+    _check(run, event)
+    return replace(_apply(run, event), phase=phase)
+
+
+def _check(run: Run, event: Event) -> None:
+    """Refuse an announcement or a record that does not continue this run."""
+    match event:
+        case Announced(announcement):
+            continues = (announcement.run, announcement.round, announcement.attempt, announcement.head)
+            if continues != (run.run, run.next_round, run.attempt + 1, run.head):
+                raise ConflictError(f"round {announcement.round}, attempt {announcement.attempt} does not come next")
+        case Published(record):
+            members = {m.name for m in record.members}
+            if record.announcement != run.announcement or not members <= run.committed.keys():
+                raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
+        case _:
+            pass
 
 
 def _apply(run: Run, event: Event) -> Run:
@@ -318,9 +333,10 @@ def decide(run: Run, clock: Clock) -> Decision | None:
 
 def _gather(run: Run, clock: Clock) -> Decision | None:
     present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
-    if run.closing or (run.exchange == "closing" and clock.phase_s >= clock.round_timeout_s):
-        return Finish()
-    if len(present) < run.min_clients:
+    closing_failed = run.exchange == "closing" and (run.attempt > 0 or clock.phase_s >= clock.round_timeout_s)
+    if run.closing or closing_failed:
+        return Finish()  # the model stands; only its metrics may be missing
+    if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None
     if run.exchange != "initial":
         return Announce(run.exchange, present)
@@ -370,7 +386,7 @@ def announcement_of(run: Run, decision: Announce, *, values: int, engine: str, d
         nonce=os.urandom(32).hex(),
         head=run.head,
         values=values,
-        deadline_s=deadline_s,
+        deadline_s=float(deadline_s),  # hashed as JSON, where 60 and 60.0 differ
         participants=tuple(
             Participant(
                 name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from hefl.errors import LayoutError, UsageError
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
 from hefl.learner import Learner
-from hefl.params import MIN_CLIENTS
+from hefl.params import MIN_CLIENTS, NAME_PATTERN
 from hefl.rounds import (
     Announce,
     Announced,
@@ -72,6 +73,9 @@ def simulate(
     named = trainers if isinstance(trainers, Mapping) else {f"client-{i + 1}": t for i, t in enumerate(trainers)}
     if len(named) < MIN_CLIENTS or rounds < 1:
         raise UsageError(f"simulate needs at least {MIN_CLIENTS} trainers and 1 round, got {len(named)} and {rounds}")
+    for name in named:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise UsageError(f"a trainer's name is 1 to 32 of a-z, 0-9 and -, not starting with -, got {name!r}")
     secret = generate_secret()
     public, cipher = secret.public(), load_engine(engine, insecure_plaintext=True)
     learners = {name: Learner(name, named[name], secret, cipher, seed=seed) for name in sorted(named)}

@@ -7,7 +7,6 @@ and ``names`` and ``kinds`` of its tensors; see ``Trainer``.
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,10 +67,12 @@ def load_trainer(spec: str) -> Trainer:
         factory: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"--trainer {spec}: {error}", hint="run the command where the module can be imported"
         ) from error
+    except Exception as error:
+        raise TrainerError(f"--trainer {spec}: importing {module_name} failed: {error}") from error
     if isinstance(factory, type) or not isinstance(factory, Trainer):
         try:
             factory = factory()
@@ -96,13 +97,17 @@ class GuardedTrainer:
         client: The client's name, for its config.
         seed: For its config.
         num_examples: Overrides the trainer's own.
+        limit: The largest number of examples that the engine can scale by.
     """
 
-    def __init__(self, trainer: Trainer, client: str, seed: int, num_examples: int | None = None) -> None:
+    def __init__(
+        self, trainer: Trainer, client: str, seed: int, num_examples: int | None = None, limit: int = MAX_NUM_EXAMPLES
+    ) -> None:
         self._trainer = trainer
         self._client = client
         self._seed = seed
         self._fixed = num_examples
+        self._limit = limit
 
     def _config(self, round_num: int) -> Config:
         return {"round": round_num, "server_round": round_num, "seed": self._seed, "client": self._client}
@@ -119,10 +124,12 @@ class GuardedTrainer:
             NumExamplesError: It is not a whole number from 1 on.
         """
         if self._fixed is not None:
-            return check_num_examples(self._fixed), "--num-examples"
-        stated = getattr(self._trainer, "num_examples", None)
+            return check_num_examples(self._fixed, self._limit), "--num-examples"
+        with _blaming("num_examples"):
+            stated = getattr(self._trainer, "num_examples", None)
+            stated = stated() if callable(stated) else stated
         if stated is not None:
-            return check_num_examples(stated() if callable(stated) else stated), "the trainer"
+            return check_num_examples(stated, self._limit), "the trainer"
         return self.fit(initial, 0)[1], "one fit that was thrown away"
 
     def layout(self, initial: Arrays) -> Layout:
@@ -140,7 +147,7 @@ class GuardedTrainer:
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)")
             arrays = _arrays(returned[0], "fit")
-        return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1])
+        return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1], self._limit)
 
     def evaluate(self, parameters: Arrays, round_num: int) -> dict[str, float]:
         """Loss and every other metric that is a number."""
@@ -149,22 +156,20 @@ class GuardedTrainer:
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)")
             loss, _, more = returned
-            numbers = {k: float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
+            numbers = {str(k): float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
             return numbers | {"loss": float(loss)}
 
 
-def check_num_examples(value: Any) -> int:
+def check_num_examples(value: Any, limit: int = MAX_NUM_EXAMPLES) -> int:
     """A sample weight as a plain int.
 
     Raises:
-        NumExamplesError: It is not a whole number from 1 to 2**40.
+        NumExamplesError: It is not a whole number from 1 to ``limit``.
     """
-    whole = isinstance(value, (int, np.integer)) or (
-        isinstance(value, float) and math.isfinite(value) and value % 1 == 0
-    )
-    if isinstance(value, bool) or not whole or not 1 <= value <= MAX_NUM_EXAMPLES:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not 1 <= value <= limit or value % 1 != 0:
         raise NumExamplesError(
-            f"num_examples must be a whole number from 1 to {MAX_NUM_EXAMPLES}, got {value!r}",
+            f"num_examples must be a whole number from 1 to {limit}, got {value!r}",
             hint="it is the size of the client's training data, and its weight in the mean",
         )
     return int(value)

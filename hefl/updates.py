@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +20,8 @@ from hefl.codec import Sum
 from hefl.engine import DEFAULT_ENGINE, Engine, Member, Seal, Vector, load_engine
 from hefl.errors import ConflictError, MalformedError, NotFiniteError, ParametersError
 from hefl.history import Announcement, MemberEntry, Participant, Record, genesis
+from hefl.params import MIN_CLIENTS
+from hefl.trainer import check_num_examples
 
 
 def write_update(
@@ -82,8 +85,13 @@ class Summation:
         self._members[name] = Member(name, frame.seal.seed, self._attempt.weights[name])
 
     def finish(self, file: BinaryIO) -> Record:
-        """Write the aggregate and return its record; members stand in the announced order."""
+        """Write the aggregate and return its record; members stand in the announced order.
+
+        Raises:
+            ConflictError: Too few are in the sum.
+        """
         members = [self._members[name] for name in self._attempt.weights if name in self._members]
+        _check_members(self._announcement, members)
         blocks = self._engine.block_count(self._attempt.values)
         writer = wire.Writer(file, wire.Header.of("aggregate", self._identity, self._announcement, blocks), members)
         tag = self._aggregator.finish(writer.block)
@@ -107,17 +115,25 @@ def read_aggregate(
 
     Raises:
         MalformedError, MismatchError, EngineError, StaleError: The frame does not belong to the announcement.
-        ConflictError: Its members or digest are not the record's, or its members were not announced.
+        ConflictError: Its members or digest are not the record's; or its members were not announced, or are too few.
     """
     frame, attempt = wire.open_frame(source), announcement.as_attempt()
     frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt.values)))
     if record and (record.digest != frame.digest.hex() or record.as_members() != list(frame.members)):
         raise ConflictError("the aggregate is not the one that its record describes")
-    names = [m.name for m in frame.members]
-    announced = {name: weight for name, weight in attempt.weights.items() if name in names}
-    if not names or announced != {m.name: m.weight for m in frame.members} or len(set(names)) != len(names):
-        raise ConflictError("the aggregate's members are not the announced ones with the announced weights")
+    _check_members(announcement, frame.members)
     return engine.decrypt(frame.blocks(), frame.seal.tag, secret, attempt, frame.members)
+
+
+def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:
+    """Refuse a sum that is not of announced participants, with the announced weights, and of enough of them."""
+    announced = announcement.as_attempt().weights
+    names = [m.name for m in members]
+    if len(set(names)) != len(names) or any(announced.get(m.name) != m.weight for m in members):
+        raise ConflictError("the aggregate's members are not the announced ones with the announced weights")
+    least = 1 if announcement.exchange == "initial" else MIN_CLIENTS
+    if len(members) < least:
+        raise ConflictError(f"a sum of {len(members)} updates, where at least {least} must be in: it would show one")
 
 
 # --- three calls on bytes -------------------------------------------------------------------------------------------
@@ -134,6 +150,10 @@ def announce(
         values: Length of each vector.
         engine: ``tenseal``.
 
+    Raises:
+        NumExamplesError: A weight is not a whole number from 1 to what the engine can scale by.
+        ParametersError: Fewer than two participants, a name that is none, or no values.
+
     Example:
         >>> secret = generate_secret()
         >>> public = secret.public()
@@ -142,8 +162,12 @@ def announce(
         >>> decrypt(aggregate(updates, public, attempt), secret, attempt).round(6).tolist()
         [2.0, 3.0]
     """
+    limit = load_engine(engine).max_num_examples
+    weights = {name: check_num_examples(count, limit) for name, count in sorted(num_examples.items())}
+    if len(weights) < MIN_CLIENTS:
+        raise ParametersError(f"a sum of fewer than {MIN_CLIENTS} vectors shows one of them, got {len(weights)}")
     run = os.urandom(16).hex()
-    return Announcement(
+    announcement = Announcement(
         run=run,
         round=1,
         attempt=1,
@@ -156,9 +180,13 @@ def announce(
         deadline_s=60.0,
         participants=tuple(
             Participant(name=name, num_examples=count, join_nonce=os.urandom(16).hex())
-            for name, count in sorted(num_examples.items())
+            for name, count in weights.items()
         ),
     )
+    try:
+        return msgspec.convert(msgspec.to_builtins(announcement), Announcement)
+    except msgspec.ValidationError as error:
+        raise ParametersError(f"cannot announce: {error}") from error
 
 
 def encrypt(vector: Sequence[float] | NDArray[Any], secret: SecretContext, attempt: Announcement, name: str) -> bytes:

@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal
 
 from hefl.ckks.context import Identity
 from hefl.engine import Member, Seal
-from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError
+from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.history import Announcement
 from hefl.params import MAX_CLIENTS
 
@@ -32,6 +32,7 @@ VERSION = 1
 HEADER = struct.Struct("<4sBB10s16sIII32s32sQIIH")
 MEMBER = struct.Struct("<32s32sQ")
 LENGTH = struct.Struct("<I")
+NAME_BYTES = 32
 SEED_BYTES = 32
 DIGEST_BYTES = 32
 
@@ -108,6 +109,9 @@ class Writer:
         self._header = header
         self._tag_bytes = tag_bytes
         self._left = header.block_count
+        for name in (header.name, *(m.name for m in members)):
+            if len(name.encode()) > NAME_BYTES:
+                raise ValueError(f"the name {name!r} does not fit {NAME_BYTES} bytes")
         self._put(
             HEADER.pack(
                 MAGIC,
@@ -183,6 +187,7 @@ def open_frame(source: Source) -> Frame:
     """Read a frame through once, checking its form and its digest.
 
     Raises:
+        VersionError: It is of another wire format.
         MalformedError: It is not a frame, is truncated, or has bytes too many; says where.
     """
     hashed = hashlib.sha256()
@@ -243,7 +248,7 @@ def _parse_header(data: bytes) -> tuple[Header, int, int]:
     if magic != MAGIC:
         raise MalformedError("the bytes do not start as hefl's do")
     if version != VERSION:
-        raise MalformedError(f"wire format {version} came, and this is hefl with format {VERSION}")
+        raise VersionError(f"wire format {version} came, and this is hefl with format {VERSION}")
     kinds = {number: kind for kind, number in _KINDS.items()}
     if kind not in kinds or members > MAX_CLIENTS:
         raise MalformedError(f"a header with kind {kind} and {members} members")

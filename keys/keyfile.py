@@ -42,12 +42,11 @@ FIELDS: Mapping[Kind, tuple[str, ...]] = {
 _HEX16 = r"[0-9a-f]{32}"
 _HEX32 = r"[0-9a-f]{64}"
 _BASE64 = r"[A-Za-z0-9+/]+={0,2}"
-_NAME = NAME_PATTERN.strip("^$")
 _URL = r"https://[A-Za-z0-9.:\[\]-]+"
 _FORM: Mapping[str, str] = {
     "federation": _HEX16,
     "generation": r"[1-9][0-9]{0,8}",
-    "holder": _NAME,
+    "holder": NAME_PATTERN,
     "created": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ",
     "tenseal": r"[0-9][0-9a-z.+]{0,30}",
     "seal": r"\d+\.\d+",
@@ -56,7 +55,7 @@ _FORM: Mapping[str, str] = {
     "rings": r"\d+:\d+(,\d+)+( \d+:\d+(,\d+)+)*",
     "ckks": _BASE64,
     "group-key": _BASE64,
-    "clients": rf"{_NAME}( {_NAME})*",
+    "clients": rf"{NAME_PATTERN}( {NAME_PATTERN})*",
     "servers": rf"{_URL}( {_URL})*",
 }
 

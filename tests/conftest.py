@@ -6,7 +6,6 @@ from hypothesis import settings
 import hefl
 from hefl.ckks.context import Identity, PublicContext, SecretContext
 
-
 # No deadline: a shared core may pause any example.
 settings.register_profile("hefl", deadline=None)
 settings.load_profile("hefl")

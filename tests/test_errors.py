@@ -16,7 +16,8 @@ ALL = [cls for cls in subclasses(HeflError) if cls.__module__ == "hefl.errors"]
 
 
 def test_the_drawn_tree_is_the_real_one() -> None:
-    drawn, path = {}, ["HeflError"]
+    drawn: dict[str, tuple[str, int]] = {}
+    path = ["HeflError"]
     for line in (errors.__doc__ or "").splitlines():
         if found := re.match(r"    ((?:[│├└─ ]{4})*)(\w+)(?: +(\d))? {2,}\S", line):
             depth = len(found[1]) // 4

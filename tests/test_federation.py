@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob", "carol")
 
 
-def fedavg(rounds: int, clients: list[tuple[int, float]]) -> list[list[np.ndarray]]:
+def fedavg(rounds: int, clients: list[tuple[int, float]]) -> list[list[Any]]:
     """Drift trained in plain numpy, in double precision: models 0 to rounds."""
     total = sum(count for count, _ in clients)
-    models = [[np.full((3, 4), 0.5), np.zeros(4), np.array(7.0)]]
+    models: list[list[Any]] = [[np.full((3, 4), 0.5), np.zeros(4), np.array(7.0)]]
     for _ in range(rounds):
         weight, bias, steps = models[-1]
         models.append(

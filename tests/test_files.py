@@ -123,9 +123,8 @@ def test_a_file_in_place_of_a_private_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_holder_and_is_free_after_it(tmp_path: Path) -> None:
-    with locked(tmp_path, "server"):
-        with pytest.raises(StateError, match="another server"), locked(tmp_path, "server"):
-            pass
+    with locked(tmp_path, "server"), pytest.raises(StateError, match="another server"), locked(tmp_path, "server"):
+        pass
     with locked(tmp_path, "server"):
         pass
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from helpers import Array, hkdf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -17,7 +18,6 @@ from hefl.ckks.context import SecretContext
 from hefl.errors import LayoutError, MalformedError
 from hefl.layout import Kind, Layout, Tensor, describe, unseal
 from hefl.params import MAX_METRICS
-from helpers import Array, hkdf
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import tenseal as ts
+from helpers import Array, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.ckks.slots import SLOTS, SlotsEngine
 from hefl.engine import Attempt, Member, Seal
-from hefl.errors import KeyFileError, MalformedError, OutOfRangeError, SecretAtServerError
+from hefl.errors import KeyFileError, MalformedError, NumExamplesError, OutOfRangeError, SecretAtServerError
 from hefl.layout import describe
-from helpers import Array, weighted_mean
 
 ENGINE = SlotsEngine()
 ATTEMPT = Attempt(bytes(32), 3, {"alice": 3, "bob": 1})
@@ -76,10 +77,12 @@ def test_encrypting_twice_gives_different_bytes_without_a_trace_of_the_values(se
         assert np.float64(value).tobytes() not in first
 
 
-def test_another_federations_key_reads_nothing(secret: SecretContext, other_secret: SecretContext) -> None:
-    (block,) = encrypted(secret, VECTORS["alice"])
-    total = ENGINE.decrypt(iter([block]), b"", other_secret, ATTEMPT, [Member("alice", bytes(32), 3)])
-    assert (np.abs(total.vector - VECTORS["alice"]) > 1e3).any()
+def test_another_federations_key_reads_nothing(
+    secret: SecretContext, public: PublicContext, other_secret: SecretContext
+) -> None:
+    members = [Member(name, bytes(32), weight) for name, weight in ATTEMPT.weights.items()]
+    total = ENGINE.decrypt(iter(aggregated(secret, public)), b"", other_secret, ATTEMPT, members)
+    assert (np.abs(total.vector) > 1e3).any()
 
 
 def test_a_servers_context_cannot_read_an_update(secret: SecretContext, public: PublicContext) -> None:
@@ -113,9 +116,13 @@ def test_a_ciphertext_of_another_ring_is_refused(public: PublicContext) -> None:
         ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([foreign]), Seal())
 
 
-def test_a_ciphertext_holds_as_many_values_as_tenseal_has_slots() -> None:
-    assert ts.context(ts.SCHEME_TYPE.CKKS, 8192, coeff_mod_bit_sizes=[60, 40, 40]).slot_count() == SLOTS \
-        if hasattr(ts.Context, "slot_count") else SLOTS == 8192 // 2
+@pytest.mark.parametrize(("values", "ciphertexts"), [(SLOTS, 1), (SLOTS + 1, 2)])
+def test_a_block_holds_as_many_values_as_one_ciphertext_of_tenseals(
+    secret: SecretContext, values: int, ciphertexts: int
+) -> None:
+    vector = ts.ckks_vector(ts.context_from(secret.ckks), [0.0] * values)
+    assert len(vector.ciphertext()) == ciphertexts
+    assert ENGINE.block_count(values) == ciphertexts
 
 
 def test_values_that_would_wrap_are_refused_by_the_codec() -> None:
@@ -127,3 +134,68 @@ def test_values_that_would_wrap_are_refused_by_the_codec() -> None:
 
 def test_sums_are_not_said_to_be_verified() -> None:
     assert SlotsEngine.verifies is False
+
+
+@pytest.mark.parametrize("value", [2.0**18, -(2.0**18), 1e12, math.nan, math.inf])
+def test_a_value_that_would_wrap_is_refused_before_it_is_encrypted(secret: SecretContext, value: float) -> None:
+    with pytest.raises(OutOfRangeError, match="262144"):
+        encrypted(secret, np.array([0.0, value, 1.0]))
+
+
+def test_a_sum_of_those_who_weigh_almost_nothing_is_refused_instead_of_being_imprecise(
+    secret: SecretContext, public: PublicContext
+) -> None:
+    attempt = Attempt(bytes(32), 3, {"alice": 1, "bob": 1, "carol": 10_000})
+    aggregator = ENGINE.aggregator(public, attempt)
+    for name in ("alice", "bob"):
+        blocks = encrypted(secret, VECTORS["alice"], attempt)
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+    with pytest.raises(NumExamplesError, match=r"alice, bob have less than 0\.10% of the announced examples"):
+        aggregator.finish(lambda b: None)
+
+
+def test_the_smallest_share_that_can_be_announced_still_counts(secret: SecretContext, public: PublicContext) -> None:
+    attempt = Attempt(bytes(32), 3, {"alice": 1, "bob": ENGINE.max_num_examples, "carol": ENGINE.max_num_examples})
+    vectors = {"alice": np.full(3, 250_000.0), "bob": np.zeros(3), "carol": np.zeros(3)}
+    aggregator = ENGINE.aggregator(public, attempt)
+    for name, vector in vectors.items():
+        blocks = encrypted(secret, vector, attempt)
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+    out: list[bytes] = []
+    aggregator.finish(lambda b: out.append(bytes(b)))
+    total = ENGINE.decrypt(
+        iter(out), b"", secret, attempt, [Member(n, bytes(32), w) for n, w in attempt.weights.items()]
+    )
+    np.testing.assert_allclose(total.vector, 250_000 / (2 * 2**24 + 1), rtol=0, atol=1e-6)
+
+
+def crafted(secret: SecretContext, values: list[float], *, scale: float = 2.0**40, rescaled: bool = False) -> bytes:
+    """A ciphertext that parses and is not one of hefl's."""
+    vector = ts.ckks_vector(ts.context_from(secret.ckks), values, scale=scale)
+    return bytes((vector * 0.5 if rescaled else vector).serialize())
+
+
+@pytest.mark.parametrize(
+    "block", [{"scale": 2.0**30}, {"rescaled": True}, {"values": [1.0]}], ids=["scale", "level", "size"]
+)
+def test_a_ciphertext_of_another_form_is_refused_and_the_sum_goes_on_without_it(
+    secret: SecretContext, public: PublicContext, block: dict[str, Any]
+) -> None:
+    """Its second block is at fault: the first must not have been added."""
+    count = ENGINE.block_count(4097)
+    assert count == 2
+    attempt = Attempt(bytes(32), 4097, {"alice": 1, "bob": 1})
+    vector = np.ones(4097)
+    good = encrypted(secret, vector, attempt)
+    bad = [good[0], crafted(secret, **{"values": [1.0], **block})]
+    if "values" in block:
+        bad[1] = crafted(secret, [1.0, 2.0])
+    aggregator = ENGINE.aggregator(public, attempt)
+    with pytest.raises(MalformedError, match="belong"):
+        aggregator.add("alice", lambda: iter(bad), Seal())
+    for name in attempt.weights:
+        aggregator.add(name, lambda: iter(good), Seal())
+    out: list[bytes] = []
+    aggregator.finish(lambda b: out.append(bytes(b)))
+    total = ENGINE.decrypt(iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
+    np.testing.assert_allclose(total.vector, vector, rtol=0, atol=1e-6)

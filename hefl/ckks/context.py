@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hefl.errors import KeyFileError, SealVersionError, SecretAtServerError
 from hefl.params import RINGS, SLOTS_RING, SLOTS_SCALE_BITS, Ring
 
-# Every object that SEAL 4 saves starts with this: magic number, header size, then the version.
-_SEAL_HEADER = re.compile(rb"\x5e\xa1\x10(..)", re.DOTALL)
+# A TenSEAL context is a protocol buffer whose first field is what SEAL saved of its parameters, and that starts with
+# SEAL's magic number, the size of its header, and its version.
+_SEAL_HEADER = re.compile(rb"\x0a[\x80-\xff]*[\x00-\x7f]\x5e\xa1\x10(..)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,7 @@ def open_public(context: PublicContext) -> Any:
 
 
 def _open(data: bytes) -> Any:
+    """Parse a context, and refuse one that is not, to the last byte, what this version of hefl issues."""
     import tenseal as ts
 
     found, running = _seal_version_of(data), seal_version()
@@ -180,33 +182,26 @@ def _open(data: bytes) -> Any:
         )
     try:
         opened = ts.context_from(data, 1)
+        keyless, again = (_serialize(opened, secret_key=key) for key in (False, opened.is_private()))
     except Exception as error:  # TenSEAL raises ValueError, RuntimeError and SEAL's own, by what is broken
         raise KeyFileError(f"the TenSEAL context does not parse: {error}", hint="copy the file again") from error
-    expected = 2.0**SLOTS_SCALE_BITS
-    if opened.global_scale != expected or _parameters(data) != _parameters(_reference()):
-        raise KeyFileError("the TenSEAL context's parameters are not those that this version of hefl issues")
+    if keyless != _reference() or again != data:
+        raise KeyFileError(
+            "the TenSEAL context is not one that this version of hefl issues", hint="copy the file again"
+        )
     return opened
-
-
-def _parameters(data: bytes) -> bytes:
-    """The encryption parameters inside a serialised context: the first field of TenSEAL's protocol buffer."""
-    length, at, shift = 0, 1, 0
-    while at < len(data):
-        length |= (data[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if not data[at - 1] & 0x80:
-            break
-    return data[at : at + length]
 
 
 @functools.cache
 def _reference() -> bytes:
     """A keyless context of hefl's own parameters, as the running TenSEAL serialises it."""
-    return _serialize(_new_context(SLOTS_RING), secret_key=False)
+    context = _new_context(SLOTS_RING)
+    context.global_scale = 2.0**SLOTS_SCALE_BITS
+    return _serialize(context, secret_key=False)
 
 
 def _seal_version_of(data: bytes) -> str:
-    found = _SEAL_HEADER.search(data[:64])
+    found = _SEAL_HEADER.match(data)
     if not found:
         raise KeyFileError("the TenSEAL context does not start as one does", hint="copy the file again")
     major, minor = found[1]

@@ -20,9 +20,15 @@ import numpy as np
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
 from hefl.codec import FloatCodec, Sum
 from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
-from hefl.errors import MalformedError
+from hefl.errors import MalformedError, NumExamplesError, OutOfRangeError
 from hefl.layout import Layout
-from hefl.params import SLOTS_LIMIT, SLOTS_RING, SLOTS_SCALE_BITS
+from hefl.params import (
+    SLOTS_LEAST_SHARE,
+    SLOTS_LIMIT,
+    SLOTS_MAX_NUM_EXAMPLES,
+    SLOTS_RING,
+    SLOTS_SCALE_BITS,
+)
 
 SLOTS = SLOTS_RING.degree // 2
 
@@ -32,6 +38,7 @@ class SlotsEngine:
 
     name = "tenseal"
     verifies = False
+    max_num_examples = SLOTS_MAX_NUM_EXAMPLES
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values, each below 2**18."""
@@ -50,6 +57,8 @@ class SlotsEngine:
         import tenseal as ts
 
         context = open_secret(secret)
+        if not (np.abs(vector) < SLOTS_LIMIT).all():  # also where it is NaN
+            raise OutOfRangeError(f"the engine 'tenseal' holds values of magnitude below {SLOTS_LIMIT:g} only")
         for at in range(0, attempt.values, SLOTS):
             write(ts.ckks_vector(context, vector[at : at + SLOTS].tolist()).serialize())
         return Seal()
@@ -71,9 +80,8 @@ class SlotsEngine:
         out = np.empty(attempt.values, np.float64)
         for k, block in enumerate(blocks):
             part = out[k * SLOTS : (k + 1) * SLOTS]
-            part[:] = _parse(block, context, part.size).decrypt()
-        present = math.fsum(m.weight for m in members) / math.fsum(attempt.weights.values())
-        return Sum(out, present)
+            part[:] = _parse(block, context, part.size, limbs=1).decrypt()
+        return Sum(out, _share(attempt, [m.name for m in members]))
 
 
 class SlotsAggregator:
@@ -82,25 +90,41 @@ class SlotsAggregator:
     def __init__(self, public: PublicContext, attempt: Attempt) -> None:
         self._context = open_public(public)
         self._attempt = attempt
-        self._total = math.fsum(attempt.weights.values())
         self._sums: list[Any] = []
+        self._added: list[str] = []
+        self._broken = False
 
     def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
         """Multiply and add; see engine.Aggregator."""
         # SEAL rescales by its prime, not by 2**40, and TenSEAL then states the scale as 2**40: the factor makes that
         # true. Without it every value would be off by 6e-7 of itself.
-        factor = self._attempt.weights[name] / self._total * _rescale_prime() / 2.0**SLOTS_SCALE_BITS
+        factor = _share(self._attempt, [name]) * _rescale_prime() / 2.0**SLOTS_SCALE_BITS
         for _ in self._parsed(blocks):
-            pass  # every block parses before the first one counts
+            pass  # every block is in form before the first one counts
+        self._broken = True
         for k, vector in enumerate(self._parsed(blocks)):
             vector *= factor
             if k < len(self._sums):
                 self._sums[k] += vector
             else:
                 self._sums.append(vector)
+        self._broken = False
+        self._added.append(name)
 
     def finish(self, write: Write) -> bytes:
-        """Write the sum; see engine.Aggregator."""
+        """Write the sum; see engine.Aggregator.
+
+        Raises:
+            NumExamplesError: Those who are in weigh too little of what was announced.
+        """
+        if self._broken:
+            raise MalformedError("an update was added in part: the sum cannot be used")
+        if _share(self._attempt, self._added) < SLOTS_LEAST_SHARE:
+            raise NumExamplesError(
+                f"{', '.join(self._added)} have less than {SLOTS_LEAST_SHARE:.2%} of the announced examples: "
+                "the engine 'tenseal' would be imprecise",
+                hint="wait for the larger clients: a longer --round-timeout",
+            )
         for vector in self._sums:
             write(vector.serialize())
         self._sums.clear()
@@ -108,19 +132,30 @@ class SlotsAggregator:
 
     def _parsed(self, blocks: Blocks) -> Iterator[Any]:
         for k, block in enumerate(blocks()):
-            yield _parse(block, self._context, min(SLOTS, self._attempt.values - k * SLOTS))
+            size = min(SLOTS, self._attempt.values - k * SLOTS)
+            yield _parse(block, self._context, size, limbs=len(SLOTS_RING.limb_bits))
 
 
-def _parse(block: bytes, context: Any, size: int) -> Any:
+def _share(attempt: Attempt, names: Sequence[str]) -> float:
+    """The part of the announced weight that these participants have."""
+    return math.fsum(attempt.weights[name] for name in names) / math.fsum(attempt.weights.values())
+
+
+def _parse(block: bytes, context: Any, size: int, *, limbs: int) -> Any:
+    """One ciphertext, as hefl makes them: so many values, two polynomials of so many limbs, the one scale."""
     import tenseal as ts
 
     try:
         vector = ts.ckks_vector_from(context, bytes(block))
-        found = vector.size()
+        (ciphertext,) = vector.ciphertext()
+        found = vector.size(), ciphertext.size(), ciphertext.coeff_modulus_size(), ciphertext.scale
     except Exception as error:  # what TenSEAL raises depends on which byte is broken
         raise MalformedError(f"a ciphertext does not parse: {error}") from error
-    if found != size:
-        raise MalformedError(f"a ciphertext holds {found} values where {size} belong")
+    if found != (size, 2, limbs, 2.0**SLOTS_SCALE_BITS):
+        raise MalformedError(
+            f"a ciphertext has {found[0]} values, {found[1]} polynomials, {found[2]} limbs and scale {found[3]:g}, "
+            f"where {size}, 2, {limbs} and {2.0**SLOTS_SCALE_BITS:g} belong"
+        )
     return vector
 
 

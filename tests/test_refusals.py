@@ -1,0 +1,519 @@
+"""What must be refused, by the real commands: the exit code, a message that says which is which, and nothing lost."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from federation import Command, Federation
+
+from hefl import protocol
+from hefl.ckks.context import Identity
+from hefl.keys import keyfile, party, tls
+
+Answer = tuple[int, protocol.Refusal | None]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob", "carol")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("stranger") / "fed", "alice", "bob")
+
+
+def refused(command: Command, code: int, *texts: str) -> None:
+    """The command ended with this code, and its error says all of these, without a traceback."""
+    assert command.wait() == code, command.error
+    for text in texts:
+        assert text in command.error
+    assert "Traceback" not in command.error
+    assert all(line.startswith("hefl: ") for line in command.err)
+
+
+# --- keys and certificates --------------------------------------------------------------------------------------------
+
+
+def test_a_client_of_another_federation_hears_which_is_which(
+    keys: Federation, stranger: Federation, tmp_path: Path
+) -> None:
+    with keys, stranger:
+        keys.serve(tmp_path / "server")
+        stranger.url = keys.url
+        client = stranger.client("alice", tmp_path / "alice")
+        refused(client, 3, f"is of {keys.made.identity}", f"this client of {stranger.made.identity}")
+
+
+def test_another_federations_certificate_in_a_clients_folder_is_refused(
+    keys: Federation, stranger: Federation, tmp_path: Path
+) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    for file in ("client.crt", "client.key", "ca.crt"):
+        shutil.copy(stranger.folder / "clients/alice" / file, mixed.folder / "clients/alice" / file)
+    with mixed:
+        client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
+        refused(client, 3, "secret.hefl", str(keys.made.identity), "client.crt", str(stranger.made.identity))
+
+
+def test_the_files_of_two_generations_do_not_mix(keys: Federation, tmp_path: Path) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    path = mixed.folder / "clients/alice/address.hefl"
+    path.write_text(path.read_text().replace("generation: 1", "generation: 2"))
+    with mixed:
+        client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
+        refused(client, 3, "key generation 1", "key generation 2", "address.hefl")
+
+
+def test_a_client_of_another_generation_hears_which_is_which(keys: Federation, tmp_path: Path) -> None:
+    """The same authority signed both: only the generation differs."""
+    newer = keys.copy(tmp_path / "fed")
+    folder, authority = newer.folder / "clients/alice", newer.folder / "authority"
+    identity = Identity(keys.made.identity.federation, 2)
+    _, secret = keyfile.read_secret(folder / "secret.hefl")
+    for file in folder.iterdir():
+        file.unlink()
+    keyfile.write_secret(
+        folder / "secret.hefl", type(secret)(identity, secret.ckks, secret.rings, secret.group_key), "alice"
+    )
+    keyfile.write_address(folder / "address.hefl", identity, "alice", keys.made.urls)
+    key = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), None)
+    root = tls.CertificateAuthority(x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes()), key)  # type: ignore[arg-type]
+    root.issue(folder, "client", tls.Holder(identity, "alice", is_client=True), 1)
+    with keys, newer:
+        keys.serve(tmp_path / "server")
+        newer.url = keys.url
+        refused(newer.client("alice", tmp_path / "alice"), 3, "key generation 1", "key generation 2")
+
+
+def test_another_clients_certificate_is_refused(keys: Federation, tmp_path: Path) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    for file in ("client.crt", "client.key"):
+        shutil.copy(keys.folder / "clients/bob" / file, mixed.folder / "clients/alice" / file)
+    with mixed:
+        client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
+        refused(client, 3, "issued to alice", "client.crt to bob")
+
+
+def test_a_key_of_another_certificate_is_refused(keys: Federation, tmp_path: Path) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    shutil.copy(keys.folder / "clients/bob/client.key", mixed.folder / "clients/alice/client.key")
+    with mixed:
+        client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
+        refused(client, 3, "client.key is not the key of", "client.crt")
+
+
+def test_an_unknown_client_is_refused_by_the_server(keys: Federation, tmp_path: Path) -> None:
+    smaller = keys.copy(tmp_path / "fed")
+    path = smaller.folder / "server/clients.hefl"
+    path.write_text(path.read_text().replace("alice bob carol", "alice bob"))
+    with smaller:
+        smaller.serve(tmp_path / "server")
+        refused(smaller.client("carol", tmp_path / "carol"), 3, "'carol' is not on the server's list")
+
+
+def test_a_caller_without_a_clients_certificate_gets_nothing(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server")
+        address = ("127.0.0.1", urlsplit(keys.url).port or 0)
+        context = ssl.create_default_context(cafile=keys.folder / "server/ca.crt")
+        with socket.create_connection(address) as raw, context.wrap_socket(raw, server_hostname="127.0.0.1") as caller:
+            caller.sendall(b"GET /v1/run HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                assert caller.recv(1) == b"never"
+        assert server.child.poll() is None
+
+
+def test_tls_below_1_3_is_refused(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        keys.serve(tmp_path / "server")
+        context = tls.client_context(keys.folder / "clients/alice")
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+        address = ("127.0.0.1", urlsplit(keys.url).port or 0)
+        with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
+            context.wrap_socket(raw, server_hostname="127.0.0.1")
+
+
+def test_a_clients_certificate_cannot_serve(keys: Federation, tmp_path: Path) -> None:
+    """A client who pretends to be the server is found out by the others."""
+    port = 0
+    with socket.socket() as listener:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        folder = keys.folder / "clients/bob"
+        context.load_cert_chain(folder / "client.crt", folder / "client.key")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with keys:
+            client = keys.client("alice", tmp_path / "alice", "--server", f"https://127.0.0.1:{port}")
+            listener.settimeout(30)
+            for _ in range(2):  # the connection, and the look at whose certificate it was
+                connection, _address = listener.accept()
+                try:
+                    context.wrap_socket(connection, server_side=True).close()
+                except OSError:
+                    connection.close()
+            refused(client, 3, "certificate")
+
+
+# --- secrets at the server --------------------------------------------------------------------------------------------
+
+
+def test_the_server_refuses_to_start_from_a_clients_folder(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.run("serve", keys.folder / "clients/alice", "--state", tmp_path / "state")
+        refused(server, 3, "secret.hefl is a secret file", "a server may not hold one")
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_server_refuses_a_secret_file_in_the_public_ones_place(keys: Federation, tmp_path: Path) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    shutil.copy(keys.folder / "clients/alice/secret.hefl", mixed.folder / "server/public.hefl")
+    with mixed:
+        refused(mixed.run("serve", mixed.folder / "server"), 3, "public.hefl is a secret file")
+
+
+def test_the_server_refuses_a_secret_context_in_a_public_file(keys: Federation, tmp_path: Path) -> None:
+    mixed = keys.copy(tmp_path / "fed")
+    secret = re.search(r"^ckks: (.*)$", (keys.folder / "clients/alice/secret.hefl").read_text(), re.MULTILINE)
+    assert secret
+    path = mixed.folder / "server/public.hefl"
+    path.write_text(re.sub(r"(?m)^ckks: .*$", f"ckks: {secret[1]}", path.read_text()))
+    with mixed:
+        refused(mixed.run("serve", mixed.folder / "server"), 3, "holds a secret key")
+
+
+def test_a_context_of_another_seal_version_is_refused(keys: Federation, tmp_path: Path) -> None:
+    import base64
+
+    mixed = keys.copy(tmp_path / "fed")
+    path = mixed.folder / "server/public.hefl"
+    text = path.read_text()
+    found = re.search(r"^ckks: (.*)$", text, re.MULTILINE)
+    assert found
+    data = bytearray(base64.b64decode(found[1]))
+    at = data.index(b"\x5e\xa1\x10")
+    data[at + 3 : at + 5] = bytes([3, 7])
+    path.write_text(text.replace(found[1], base64.b64encode(bytes(data)).decode()))
+    with mixed:
+        refused(mixed.run("serve", mixed.folder / "server"), 3, "made with SEAL 3.7", "this machine runs SEAL")
+
+
+# --- names, layouts, engines ------------------------------------------------------------------------------------------
+
+
+def test_a_second_live_client_of_one_name_is_refused_and_the_first_goes_on(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
+        alice = keys.client("alice", tmp_path / "alice")
+        server.until("alice joined")
+        refused(keys.client("alice", tmp_path / "other"), 1, "another client is here as alice")
+        refused(keys.client("alice", tmp_path / "alice"), 1, "another client is using")
+        bob = keys.client("bob", tmp_path / "bob")
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0]
+
+
+def test_a_name_is_free_again_after_silence_and_the_open_attempt_starts_anew(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="60")
+        server.until("round 2, attempt 1")
+        carol.child.kill()
+        refused(keys.client("carol", tmp_path / "new"), 1, "another client is here as carol", "10 s of silence")
+        import time
+
+        time.sleep(10)
+        back = keys.client("carol", tmp_path / "new")
+        assert [c.wait() for c in (*others, back, server)] == [0, 0, 0, 0], back.error
+    assert "carol came back without its state" in server.error
+    assert {e["round"]: e["in"] for e in server.events if e["event"] == "round"}[2] == ["alice", "bob", "carol"]
+
+
+def test_a_layout_that_differs_is_refused_naming_the_first_difference(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
+        alice = keys.client("alice", tmp_path / "alice")
+        server.until("alice joined")
+        wide = keys.client("bob", tmp_path / "bob", WIDTH="5")
+        refused(
+            wide, 3, "'layer.weight' float32 (3, 5) (parameter) here", "'layer.weight' float32 (3, 4) (parameter) there"
+        )
+        bob = keys.client("bob", tmp_path / "bob")
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0]
+    assert "layer" not in server.error  # the server learns that they differ, and not how
+
+
+def test_a_client_of_another_engine_is_refused(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        keys.serve(tmp_path / "server", "--engine", "plaintext", "--insecure-plaintext")
+        refused(keys.client("alice", tmp_path / "alice"), 3, "engine 'plaintext'", "engine 'tenseal'")
+
+
+def test_plaintext_needs_an_explicit_word_on_both_sides_and_loopback(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        refused(keys.run("serve", keys.folder / "server", "--engine", "plaintext"), 3, "--insecure-plaintext")
+        far = keys.run(
+            "serve", keys.folder / "server", "--engine", "plaintext", "--insecure-plaintext", "--host", "192.0.2.1"
+        )
+        refused(far, 3, "loopback only")
+        flags = ("--server", "https://192.0.2.1:8443", "--engine", "plaintext")
+        refused(keys.client("alice", tmp_path / "a", *flags), 3, "--insecure-plaintext")
+        refused(keys.client("alice", tmp_path / "a", *flags, "--insecure-plaintext"), 3, "loopback only")
+
+
+def test_plain_http_is_refused_beyond_loopback_and_without_the_flag(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        refused(keys.run("serve", keys.folder / "server", "--insecure-http", "--host", "192.0.2.1"), 2, "loopback only")
+        refused(keys.client("alice", tmp_path / "a", "--server", "http://127.0.0.1:8443"), 2, "plain HTTP")
+        far = keys.client("alice", tmp_path / "a", "--server", "http://192.0.2.1:8443", "--insecure-http")
+        refused(far, 2, "plain HTTP")
+
+
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("poison", "text"), [("nan", "NaN or infinity"), ("-inf", "NaN or infinity"), ("262144", "262144 or more")]
+)
+def test_an_update_that_cannot_be_encrypted_is_refused_at_the_client_and_the_others_go_on(
+    keys: Federation, tmp_path: Path, poison: str, text: str
+) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Broken", POISON=poison)
+        refused(carol, 1, text, "tensor 'layer.bias', index (1,)", "nothing was sent")
+        assert [c.wait() for c in (*others, server)] == [0, 0, 0]
+    assert {e["round"]: e["in"] for e in server.events if e["event"] == "round"}[2] == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("weight", ["0", "-3"])
+def test_a_weight_below_one_is_refused(keys: Federation, tmp_path: Path, weight: str) -> None:
+    with keys:
+        client = keys.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", EXAMPLES=weight)
+        refused(client, 3, f"from 1 to 1099511627776, got {weight}")
+        flag = keys.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--num-examples", weight)
+        refused(flag, 3, f"got {weight}")
+
+
+def test_a_trainer_that_fails_is_named_with_its_traceback(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1")
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Failing")
+        assert carol.wait() == 1
+        assert "trainer's fit failed: RuntimeError: the disk with the scans is not mounted" in carol.error
+        assert 'trainers.py", line' in carol.error
+        assert [c.wait() for c in (*others, server)] == [0, 0, 0]
+
+
+class Raw:
+    """A client of the federation's that speaks HTTP by hand: it has joined, and uploads what it likes."""
+
+    def __init__(self, keys: Federation, name: str) -> None:
+        self.folder = party.read_client_folder(keys.folder / "clients" / name)
+        self.nonce = "00112233445566778899aabbccddeeff"
+        self.headers = protocol.headers(self.folder.secret.identity, self.nonce)
+        address = urlsplit(keys.url)
+        context = tls.client_context(self.folder.path)
+        self.connection = http.client.HTTPSConnection(str(address.hostname), address.port, context=context, timeout=20)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        self.connection.request(method, path, body, {**self.headers, **headers})
+        answer = self.connection.getresponse()
+        data = answer.read()
+        return answer.status, msgspec.json.decode(data, type=protocol.Refusal) if answer.status != 200 else None
+
+    def join(self, layout: protocol.Join) -> None:
+        status, refusal = self.ask("POST", "/v1/join", msgspec.json.encode(layout))
+        assert status == 200, refusal
+
+    def view(self) -> protocol.View:
+        self.connection.request("GET", "/v1/run", headers=self.headers)
+        return msgspec.json.decode(self.connection.getresponse().read(), type=protocol.View)
+
+
+@pytest.fixture(scope="module")
+def join() -> protocol.Join:
+    return protocol.Join(
+        engine="tenseal",
+        weighting="server",
+        num_examples=4,
+        join_nonce="00112233445566778899aabbccddeeff",
+        layout="ab" * 32,
+        sealed_layout=b"sealed",
+        values={"initial": 4, "training": 10, "closing": 4},
+    )
+
+
+def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
+    keys: Federation, tmp_path: Path, join: protocol.Join
+) -> None:
+    import io
+
+    import numpy as np
+
+    from hefl.ckks.slots import SlotsEngine
+    from hefl.updates import write_update
+
+    with keys:
+        server = keys.serve(tmp_path / "server", "--join-wait", "0")
+        alice, bob = Raw(keys, "alice"), Raw(keys, "bob")
+        alice.join(join)
+        bob.join(join)
+        server.until("round 0, attempt 1: initial parameters of alice")
+        announcement = alice.view().announcement
+        assert announcement
+        engine, secret = SlotsEngine(), alice.folder.secret
+
+        def made(**changes: object) -> bytes:
+            file, changed = io.BytesIO(), msgspec.structs.replace(announcement, **changes)
+            write_update(file, np.arange(changed.values, dtype=float), secret, engine, changed, "alice")
+            return file.getvalue()
+
+        good, where = made(), "/v1/rounds/0/1/update"
+        examples = {protocol.HEADER_NUM_EXAMPLES: "4"}
+
+        def refusal(
+            status: int,
+            kind: str,
+            body: bytes,
+            path: str = where,
+            raw: Raw = alice,
+            headers: dict[str, str] | None = None,
+        ) -> str:
+            found, answer = raw.ask("PUT", path, body, **(examples | (headers or {})))
+            assert answer
+            assert (found, answer.error) == (status, kind), answer
+            return answer.message
+
+        assert "truncated" in refusal(400, "MalformedError", good[:-1])
+        assert "truncated" in refusal(400, "MalformedError", good[:1000])
+        assert "too many" in refusal(400, "MalformedError", good + b"x")
+        assert "oversized" in refusal(400, "MalformedError", bytes(10 << 20))
+        assert "digest" in refusal(400, "MalformedError", good[:5000] + bytes([good[5000] ^ 1]) + good[5001:])
+        assert "not start" in refusal(400, "MalformedError", b"nonsense" * 100)
+        assert "round 7" in refusal(410, "StaleError", good, "/v1/rounds/7/1/update")
+        assert "attempt 2" in refusal(410, "StaleError", good, "/v1/rounds/0/2/update")
+        assert "of round 3" in refusal(410, "StaleError", made(round=3))
+        assert "another run" in refusal(410, "StaleError", made(nonce="00" * 32))
+        assert "engine 'packed'" in refusal(409, "EngineError", made(engine="packed"))
+        assert "11 values" in refusal(400, "MalformedError", made(values=11))
+        assert "no part" in refusal(409, "ConflictError", good, raw=bob)
+        assert "num_examples" in refusal(400, "MalformedError", good, headers={protocol.HEADER_NUM_EXAMPLES: "0"})
+        assert "speaks version" in refusal(400, "ProtocolError", good, headers={protocol.HEADER_PROTOCOL: "9"})
+        assert "generation 5" in refusal(403, "MismatchError", good, headers={protocol.HEADER_GENERATION: "5"})
+        assert "joined as alice since" in refusal(
+            409, "NameInUseError", good, headers={protocol.HEADER_SESSION: "ff" * 16}
+        )
+        assert "Not Found" in refusal(404, "ProtocolError", b"", "/v1/updates")
+        view = alice.view()
+        assert view.announcement == announcement
+        assert not view.committed
+        assert not list((tmp_path / "server/uploads").iterdir())
+
+        assert alice.ask("PUT", where, good, **examples) == (200, None)
+        server.until('"event": "round"')
+        assert not list((tmp_path / "server/uploads").iterdir())
+        assert "not open" in refusal(410, "StaleError", good)
+        assert server.child.poll() is None
+        assert "Traceback" not in server.error
+
+
+def test_an_upload_that_breaks_off_changes_nothing(keys: Federation, tmp_path: Path, join: protocol.Join) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--join-wait", "0")
+        alice, bob = Raw(keys, "alice"), Raw(keys, "bob")
+        alice.join(join)
+        bob.join(join)
+        server.until("round 0, attempt 1")
+        alice.connection.putrequest("PUT", "/v1/rounds/0/1/update")
+        for name, value in {**alice.headers, protocol.HEADER_NUM_EXAMPLES: "4", "Content-Length": "200000"}.items():
+            alice.connection.putheader(name, value)
+        alice.connection.endheaders(b"x" * 100_000)
+        alice.connection.close()
+        again = Raw(keys, "alice")
+        view = again.view()
+        assert view.phase == "collecting"
+        assert not view.committed
+        assert not list((tmp_path / "server/uploads").iterdir())
+
+
+# --- ports and outputs ------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        keys.serve(tmp_path / "first")
+        port = str(urlsplit(keys.url).port)
+        second = keys.run("serve", keys.folder / "server", "--port", port, "--state", tmp_path / "second")
+        refused(second, 1, f"port {port} of 127.0.0.1 is in use", "--port")
+
+
+def test_a_port_that_nobody_answers_is_tried_until_the_timeout(keys: Federation, tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, and not listening: connections are refused
+        url = f"https://127.0.0.1:{unused.getsockname()[1]}"
+        with keys:
+            client = keys.client("alice", tmp_path / "alice", "--server", url, "--connect-timeout", "1")
+            refused(client, 5, f"{url} did not answer for", "trying again", "--connect-timeout")
+
+
+def test_a_client_that_is_early_waits_for_its_server(keys: Federation, tmp_path: Path) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    with keys:
+        keys.url = f"https://127.0.0.1:{port}"
+        early = keys.client("alice", tmp_path / "alice")
+        early.until("trying again")
+        flags = ("--port", str(port), "--rounds", "1", "--join-wait", "0")
+        server = keys.run("serve", keys.folder / "server", "--state", tmp_path / "server", *flags)
+        bob = keys.client("bob", tmp_path / "bob")
+        assert [c.wait() for c in (early, bob, server)] == [0, 0, 0]
+
+
+def test_a_server_that_goes_away_ends_its_clients_with_5(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server")
+        client = keys.client("alice", tmp_path / "alice", "--connect-timeout", "1")
+        server.until("alice joined")
+        server.child.kill()
+        refused(client, 5, "did not answer")
+
+
+def test_existing_output_is_not_replaced_without_force(keys: Federation, tmp_path: Path) -> None:
+    (tmp_path / "model.npz").write_bytes(b"precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/report.json").write_bytes(b"precious")
+    before = (keys.folder / "authority/secret.hefl").read_bytes()
+    with keys:
+        client = keys.client(
+            "alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--save", tmp_path / "model.npz"
+        )
+        refused(client, 1, "model.npz exists already", "--force")
+        refused(keys.run("keygen", keys.folder, "--client", "dave"), 1, "keys already", "--force")
+        refused(keys.run("demo", "--out", tmp_path / "out"), 1, "report.json exists already", "--force")
+    assert (tmp_path / "model.npz").read_bytes() == (tmp_path / "out/report.json").read_bytes() == b"precious"
+    assert (keys.folder / "authority/secret.hefl").read_bytes() == before
+
+
+def test_a_damaged_state_is_refused_with_the_way_out(keys: Federation, tmp_path: Path) -> None:
+    (tmp_path / "session.json").write_text(json.dumps({"join_nonce": "short"}))
+    (tmp_path / "run.json").write_text("{}")
+    with keys:
+        refused(keys.client("alice", tmp_path, "--server", "https://127.0.0.1:1"), 1, "session.json is damaged")
+        server = keys.run("serve", keys.folder / "server", "--state", tmp_path, "--port", "0")
+        refused(server, 1, "run.json is damaged", "--state")

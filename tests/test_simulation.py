@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, LeastSquares, diabetes, weighted_mean
+
+import hefl
+from hefl.engine import ENGINES
+from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError
+from hefl.simulation import Simulation
+
+ROUNDS = 3
+
+
+def fedavg(parts: Sequence[LeastSquares], rounds: int) -> tuple[list[Array], list[float]]:
+    """Federated averaging in plain numpy: the final model, and the mean loss of models 0 to ``rounds``."""
+    model, losses, weights = parts[0].get_parameters({}), [], [len(p.y) for p in parts]
+    for round_num in range(rounds + 1):
+        losses.append(float(np.average([p.evaluate(model, {})[0] for p in parts], weights=weights)))
+        if round_num < rounds:
+            trained = [p.fit(model, {})[0] for p in parts]
+            model = [weighted_mean(list(tensors), weights) for tensors in zip(*trained, strict=True)]
+    return model, losses
+
+
+def assert_equal(simulation: Simulation, model: Sequence[Array], tolerance: float = 1e-6) -> None:
+    for array, expected in zip(simulation.arrays, model, strict=True):
+        assert array.dtype == expected.dtype
+        np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_encrypted_training_is_numpys_federated_averaging(engine: str) -> None:
+    parts = diabetes(3)
+    assert len({part.num_examples for part in parts}) == 3
+    simulation = hefl.simulate(parts, ROUNDS, engine=engine)
+    model, losses = fedavg(parts, ROUNDS)
+    assert simulation.names == ("weight", "bias")
+    assert_equal(simulation, model)
+    assert [set(metrics) for metrics in simulation.metrics] == [{"loss", "mae"}] * (ROUNDS + 1)
+    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx(losses, abs=1e-5)
+    assert losses[-1] < losses[0]
+
+
+def test_trainers_may_be_named_and_the_first_by_name_starts() -> None:
+    class Starting(LeastSquares):
+        def get_parameters(self, config: Mapping[str, Any]) -> list[Array]:
+            return [np.full(self.x.shape[1], 0.5), np.ones(1)]
+
+    one, two = diabetes(2)
+    first = Starting(one.x, one.y)
+    simulation = hefl.simulate({"zoe": two, "adam": first}, 1)
+    assert_equal(simulation, fedavg([first, two], 1)[0])
+
+
+def test_a_trainer_that_works_in_place_does_not_disturb_the_global_model() -> None:
+    parts = diabetes(2)
+    in_place = [LeastSquares(part.x, part.y, in_place=True) for part in parts]
+    assert_equal(hefl.simulate(in_place, 2), fedavg(parts, 2)[0])
+
+
+def test_an_unmodified_flower_client_trains() -> None:
+    with warnings.catch_warnings():
+        # What Flower's own command line uses of click; nothing of its clients.
+        warnings.filterwarnings("ignore", "'click", DeprecationWarning)
+        from flwr.client import NumPyClient
+
+    class Client(NumPyClient):
+        def __init__(self, part: LeastSquares) -> None:
+            self.part = part
+
+        def get_parameters(self, config: dict[str, Any]) -> Any:
+            return self.part.get_parameters(config)
+
+        def fit(self, parameters: Any, config: dict[str, Any]) -> Any:
+            return self.part.fit(parameters, config)
+
+        def evaluate(self, parameters: Any, config: dict[str, Any]) -> Any:
+            return self.part.evaluate(parameters, config)
+
+    parts = diabetes(2)
+    simulation = hefl.simulate([Client(part) for part in parts], 2)
+    assert simulation.names == ("0", "1")
+    assert_equal(simulation, fedavg(parts, 2)[0])
+
+
+class Counting:
+    """Two tensors that count: one of whole numbers, one of floats."""
+
+    def __init__(self, step: int, num_examples: int, loss: float = 1.0, dtype: str = "int64") -> None:
+        self.step, self.num_examples, self.loss, self.dtype = step, num_examples, loss, dtype
+        self.configs: list[Mapping[str, Any]] = []
+
+    def get_parameters(self, config: Mapping[str, Any]) -> list[Array]:
+        return [np.array([1000, -1000], self.dtype), np.array([0.5], np.float32)]
+
+    def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[list[Array], int, dict[str, Any]]:
+        self.configs.append(config)
+        return [parameters[0] + np.array(self.step, self.dtype), parameters[1] * 2], self.num_examples, {}
+
+    def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        return self.loss, 1, {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_whole_numbers_stay_whole_and_dtypes_stay(engine: str) -> None:
+    counts, floats = hefl.simulate([Counting(3, 2), Counting(6, 1)], 2, engine=engine).arrays
+    assert counts.dtype == np.int64
+    assert counts.tolist() == [1008, -992]  # each round adds (2 * 3 + 6) / 3
+    assert floats.dtype == np.float32
+    assert floats.tolist() == pytest.approx([2.0])
+
+
+def test_a_missing_metric_is_left_out_of_the_average() -> None:
+    simulation = hefl.simulate([Counting(1, 3, 0.5), Counting(1, 5, float("nan")), Counting(1, 1, 2.5)], 1)
+    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx([1.0, 1.0], abs=1e-6)
+    simulation = hefl.simulate([Counting(1, 3, float("nan")), Counting(1, 5, float("nan"))], 1)
+    assert [metrics["loss"] for metrics in simulation.metrics] == [None, None]
+
+
+def test_trainers_are_told_their_name_the_round_and_the_seed() -> None:
+    trainers = [Counting(1, 1), Counting(1, 1)]
+    hefl.simulate(trainers, 2, seed=11)
+    for i, trainer in enumerate(trainers, 1):
+        told = [(c["client"], c["round"], c["server_round"], c["seed"]) for c in trainer.configs]
+        assert told == [(f"client-{i}", n, n, 11) for n in (1, 2)]
+
+
+def test_a_number_of_examples_that_changes_counts_from_the_next_round_on() -> None:
+    class Growing(Counting):
+        def fit(self, *arguments: Any) -> Any:
+            arrays, _, metrics = super().fit(*arguments)
+            return arrays, 3, metrics
+
+    # Weights (1, 1) in the first round and (3, 1) in the second.
+    counts, _ = hefl.simulate([Growing(4, 1), Counting(0, 1)], 2).arrays
+    assert counts.tolist() == [1000 + 2 + 3, -1000 + 2 + 3]
+
+
+def test_models_that_differ_are_refused_with_both_clients_and_the_first_tensor() -> None:
+    with pytest.raises(LayoutError, match=r"client-1 .here. and client-2 .there. differ: tensor 1 is .*int64.*int32"):
+        hefl.simulate([Counting(1, 1), Counting(1, 1, dtype="int32")], 1)
+
+
+def test_a_client_that_diverges_stops_the_training_and_names_the_tensor() -> None:
+    class Diverging(Counting):
+        def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+            return [parameters[0], parameters[1] * np.float32("nan")], 1, {}
+
+    with pytest.raises(NotFiniteError, match="tensor '1'"):
+        hefl.simulate([Counting(1, 1), Diverging(1, 1)], 1)
+
+
+def test_a_trainer_that_fails_stops_the_training_and_names_the_method() -> None:
+    class Failing(Counting):
+        def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(TrainerError, match="fit failed: RuntimeError: out of memory"):
+        hefl.simulate([Counting(1, 1), Failing(1, 1)], 1)
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(0, 1), (1, 1), (2, 0), (2, -1)])
+def test_too_few_trainers_or_rounds_are_a_usage_error(clients: int, rounds: int) -> None:
+    with pytest.raises(UsageError, match=f"got {clients} and {rounds}"):
+        hefl.simulate([Counting(1, 1) for _ in range(clients)], rounds)
+
+
+def test_an_engine_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(EngineError):
+        hefl.simulate([Counting(1, 1), Counting(1, 1)], 1, engine="paillier")

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array
+
+from hefl.errors import LayoutError, NumExamplesError, TrainerError, UsageError
+from hefl.trainer import GuardedTrainer, Trainer, check_num_examples, load_trainer
+
+
+class Constant:
+    """A trainer whose every answer is an attribute."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.configs: list[Mapping[str, Any]] = []
+        self.initial: Any = [np.zeros((2, 2), np.float32), np.array(3)]
+        self.fitted: Any = ([np.ones((2, 2), np.float32), np.array(4)], 7, {})
+        self.evaluated: Any = (0.5, 7, {"accuracy": 0.75})
+        for name, value in answers.items():
+            setattr(self, name, value)
+
+    def get_parameters(self, config: Mapping[str, Any]) -> Any:
+        self.configs.append(config)
+        return self._answer(self.initial)
+
+    def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+        self.configs.append(config)
+        return self._answer(self.fitted)
+
+    def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+        self.configs.append(config)
+        return self._answer(self.evaluated)
+
+    def _answer(self, answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def guarded(fixed: Any = None, **answers: Any) -> GuardedTrainer:
+    return GuardedTrainer(Constant(**answers), "alice", 3, fixed)
+
+
+# --- sample weights ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1, 2**40, np.int64(5), np.uint8(5)])
+def test_a_positive_whole_number_is_a_weight(value: Any) -> None:
+    checked = check_num_examples(value)
+    assert type(checked) is int
+    assert checked == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, True, False, np.True_, 1.5, 0.0, -3.0, math.nan, math.inf, 2**40 + 1, 10**400, "5", None, [5], 5j],
+)
+def test_anything_else_is_no_weight(value: Any) -> None:
+    with pytest.raises(NumExamplesError, match="whole number from 1") as caught:
+        check_num_examples(value)
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        (guarded(9, num_examples=8), (9, "--num-examples")),
+        (guarded(num_examples=8), (8, "the trainer")),
+        (guarded(num_examples=lambda: 8), (8, "the trainer")),
+        (guarded(), (7, "one fit that was thrown away")),
+    ],
+    ids=["given", "stated", "method", "fit"],
+)
+def test_the_weight_is_the_given_one_or_the_trainers_or_what_one_fit_says(
+    trainer: GuardedTrainer, expected: tuple[int, str]
+) -> None:
+    assert trainer.num_examples(trainer.initial()) == expected
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, 1.5, math.nan])
+def test_a_weight_that_cannot_weigh_is_refused_wherever_it_comes_from(bad: Any) -> None:
+    arrays: list[Array] = []
+    for trainer in (guarded(bad), guarded(num_examples=bad), guarded(num_examples=lambda: bad)):
+        with pytest.raises(NumExamplesError):
+            trainer.num_examples(arrays)
+    with pytest.raises(NumExamplesError):
+        guarded(fitted=([np.zeros(1)], bad, {})).fit(arrays, 1)
+
+
+def test_a_given_weight_stands_whatever_fit_says() -> None:
+    assert guarded(9).fit([], 1)[1] == 9
+    assert guarded().fit([], 1)[1] == 7
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_call_is_told_round_seed_and_client() -> None:
+    trainer = Constant()
+    calls = GuardedTrainer(trainer, "alice", 3)
+    calls.initial()
+    calls.fit([], 5)
+    calls.evaluate([], 4)
+    assert trainer.configs == [{"round": n, "server_round": n, "seed": 3, "client": "alice"} for n in (0, 5, 4)]
+
+
+class InPlace(Constant):
+    """Ruins whatever it is given."""
+
+    def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+        for array in parameters:
+            array += 1
+        return parameters, 1, {}
+
+    def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+        for array in parameters:
+            array[...] = 9
+        parameters.clear()
+        return 0.0, 1, {}
+
+
+def test_a_trainer_that_works_in_place_does_not_touch_the_callers_arrays() -> None:
+    trainer, arrays = GuardedTrainer(InPlace(), "alice", 0), [np.zeros(2), np.zeros(())]
+    trained, _ = trainer.fit(arrays, 1)
+    trainer.evaluate(arrays, 1)
+    assert [a.tolist() for a in arrays] == [[0, 0], 0]
+    assert [a.tolist() for a in trained] == [[1, 1], 1]
+
+
+def test_a_trainer_that_keeps_its_arrays_cannot_change_what_it_returned() -> None:
+    kept = [np.zeros(2)]
+    trainer = guarded(initial=kept, fitted=(kept, 1, {}))
+    initial, (trained, _) = trainer.initial(), trainer.fit([], 1)
+    kept[0][:] = 9
+    assert initial[0].tolist() == trained[0].tolist() == [0, 0]
+
+
+def test_metrics_are_the_loss_and_every_other_number() -> None:
+    more = {"accuracy": np.float32(0.5), "count": 3, "note": "text", "array": np.zeros(2), "none": None, "loss": 9.0}
+    assert guarded(evaluated=(np.float64(0.25), 1, more)).evaluate([], 1) == {
+        "loss": 0.25,
+        "accuracy": 0.5,
+        "count": 3.0,
+    }
+
+
+def test_a_layout_has_the_loss_first_and_the_trainers_names_and_kinds() -> None:
+    trainer = guarded(evaluated=(0.5, 7, {"b": 1.0, "a": 2.0}), names=["weight", "steps"], kinds=["buffer", None])
+    layout = trainer.layout(trainer.initial())
+    assert layout.metrics == ("loss", "a", "b")
+    assert [(t.name, t.kind) for t in layout.tensors] == [("weight", "buffer"), ("steps", "integer")]
+
+
+def test_a_model_that_cannot_be_averaged_is_refused_by_name() -> None:
+    trainer = guarded(initial=[np.zeros(2, bool)], names=["mask"])
+    with pytest.raises(LayoutError, match="'mask' is bool"):
+        trainer.layout(trainer.initial())
+
+
+# --- trainers that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "method"),
+    [
+        ({"initial": RuntimeError("no data")}, "get_parameters"),
+        ({"fitted": RuntimeError("no data")}, "fit"),
+        ({"evaluated": RuntimeError("no data")}, "evaluate"),
+    ],
+)
+def test_what_a_trainer_raises_names_the_method_and_keeps_its_cause(answers: dict[str, Any], method: str) -> None:
+    trainer = guarded(**answers)
+    calls: dict[str, Callable[[], object]] = {
+        "get_parameters": trainer.initial,
+        "fit": lambda: trainer.fit([], 1),
+        "evaluate": lambda: trainer.evaluate([], 1),
+    }
+    with pytest.raises(TrainerError, match=f"{method} failed: RuntimeError: no data") as caught:
+        calls[method]()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_is_not_the_trainers_fault(stop: type[BaseException]) -> None:
+    class Interrupted(Constant):
+        def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+            raise stop
+
+    with pytest.raises(stop):
+        GuardedTrainer(Interrupted(), "alice", 0).fit([], 1)
+
+
+@pytest.mark.parametrize("returned", [None, [], ([np.zeros(1)], 1), [[np.zeros(1)], 1, {}], np.zeros(3)])
+def test_a_fit_of_another_form_is_refused(returned: Any) -> None:
+    with pytest.raises(TrainerError, match=r"\(parameters, num_examples, metrics\)"):
+        guarded(fitted=returned).fit([], 1)
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, (0.5, 1), (None, 1, {}), (0.5, 1, None), ("high", 1, {})])
+def test_an_evaluate_of_another_form_is_refused(returned: Any) -> None:
+    with pytest.raises(TrainerError, match="evaluate"):
+        guarded(evaluated=returned).evaluate([], 1)
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros(3), {"weight": np.zeros(3)}, 3])
+def test_parameters_that_are_no_list_of_arrays_are_refused(returned: Any) -> None:
+    with pytest.raises(TrainerError, match="get_parameters must give a list"):
+        guarded(initial=returned).initial()
+    with pytest.raises(TrainerError, match="fit must give a list"):
+        guarded(fitted=(returned, 1, {})).fit([], 1)
+
+
+# --- trainers by name -------------------------------------------------------------------------------------------------
+
+MODULE = """
+import numpy as np
+
+class Model:
+    def get_parameters(self, config): return [np.zeros(2)]
+    def fit(self, parameters, config): return parameters, 1, {}
+    def evaluate(self, parameters, config): return 0.0, 1, {}
+
+class Outer:
+    Inner = Model
+
+def make(): return Model()
+def make_with(argument): return Model()
+def broken(): raise RuntimeError("no data")
+
+ready = Model()
+number = 3
+nothing = lambda: None
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A module of a name of its own, in the current folder."""
+    name = f"models_{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+@pytest.mark.parametrize("attribute", ["Model", "make", "ready", "Outer.Inner"])
+def test_a_class_a_function_or_an_object_of_the_current_folder_is_a_trainer(folder: str, attribute: str) -> None:
+    trainer = load_trainer(f"{folder}:{attribute}")
+    assert isinstance(trainer, Trainer)
+    assert trainer.get_parameters({})[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("spec", ["", ":", "models", "models:", ":make"])
+def test_a_name_of_another_form_is_a_usage_error(spec: str) -> None:
+    with pytest.raises(UsageError, match="module:factory") as caught:
+        load_trainer(spec)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("spec", ["no_such_module_here:make", "{}:absent", "{}:Outer.absent"])
+def test_a_name_that_cannot_be_found_is_a_usage_error(folder: str, spec: str) -> None:
+    with pytest.raises(UsageError, match="--trainer"):
+        load_trainer(spec.format(folder))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("number", "could not be called"),
+        ("make_with", "could not be called"),
+        ("broken", "no data"),
+        ("nothing", "NoneType"),
+        ("Outer", "Outer, which has no get_parameters"),
+    ],
+)
+def test_a_name_that_gives_no_trainer_is_the_trainers_fault(folder: str, attribute: str, message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        load_trainer(f"{folder}:{attribute}")
+
+
+def test_flowers_numpy_client_is_a_trainer_as_it_is() -> None:
+    with warnings.catch_warnings():
+        # What Flower's own command line uses of click; nothing of its clients.
+        warnings.filterwarnings("ignore", "'click", DeprecationWarning)
+        from flwr.client import NumPyClient
+
+    class Client(NumPyClient):
+        pass
+
+    assert isinstance(Client(), Trainer)
