@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 import hefl
-from hefl.errors import HeflError, TrainerError
+from hefl.errors import HeflError, TrainerError, UsageError
 
 COMMANDS = ("keygen", "serve", "client", "demo")
 INTERRUPTED = 130
@@ -73,8 +73,10 @@ def main() -> NoReturn:
         if isinstance(error, TrainerError) and error.__cause__:
             logging.getLogger("hefl").error("the trainer's traceback:", exc_info=error.__cause__)
         say(error.message)
-        if error.hint:
-            say(f"hint: {error.hint}")
+        command = " ".join(["hefl", *(word for word in sys.argv[1:2] if word in COMMANDS)])
+        hint = error.hint or (f"see '{command} --help'" if isinstance(error, UsageError) else None)
+        if hint:
+            say(f"hint: {hint}")
         code = error.exit_code
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.

@@ -165,6 +165,8 @@ class Coordinator:
             engine=self.engine.name,
             deadline_s=self._settings.round_timeout_s,
         )
+        if announcement.round == 0:
+            self._state.begin()
         self._summation = await asyncio.to_thread(Summation, self._public, self.engine, announcement)
         self._bytes_up = 0
         await self._apply(rounds.Announced(announcement))

@@ -44,18 +44,22 @@ class ServerState:
         for path in self._uploads.iterdir():
             path.unlink()
         saved = self._read()
-        if saved is None:
-            run = os.urandom(16).hex()
-            saved = _Saved(
-                federation=identity.federation, generation=identity.generation, run=run, rounds=rounds, state="running"
-            )
-            self._write(saved)
-        else:
+        if saved is not None:
             self._check(saved, identity, rounds)
-        self._saved = saved
-        self.run = saved.run
-        self.finished = saved.state == "ended"
+        self._saved = saved or _Saved(
+            federation=identity.federation,
+            generation=identity.generation,
+            run=os.urandom(16).hex(),
+            rounds=rounds,
+            state="running",
+        )
+        self.run = self._saved.run
+        self.finished = self._saved.state == "ended"
         self._aggregates = private_folder(folder / "aggregates")
+
+    def begin(self) -> None:
+        """Something is announced: from now on the folder belongs to this run."""
+        self._write(self._saved)
 
     def _check(self, saved: _Saved, identity: Identity, rounds: int) -> None:
         elsewhere = "name another folder with --state, or remove this one"

@@ -39,12 +39,12 @@ def _split(features: NDArray[np.float64], labels: NDArray[np.int64], index: int,
     # Which rows train where is no secret: a legacy generator keeps the split the same for ever.
     order = np.random.RandomState(data_seed).permutation(len(labels))
     validation, training = np.split(order, [len(order) // 5])
-    part = np.array_split(training, count)[index - 1]
-    if len(part) < MIN_EXAMPLES:
+    if len(training) // count < MIN_EXAMPLES:
         raise UsageError(
-            f"part {index} of {count} has {len(part)} examples, and at least {MIN_EXAMPLES} are needed",
+            f"{len(training)} examples cannot give {count} clients at least {MIN_EXAMPLES} each",
             hint="share the data among fewer clients",
         )
+    part = np.array_split(training, count)[index - 1]
     return Split(
         features[part].astype(np.float32),
         labels[part].astype(np.int64),

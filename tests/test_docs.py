@@ -1,0 +1,92 @@
+"""What the README and the other documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from federation import Command
+
+from hefl.cli.main import COMMANDS
+from hefl.keys import keyfile
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_session_in_three_terminals_trains_the_model(tmp_path: Path) -> None:
+    """Line by line as it stands, but for a port that nothing else on this machine uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    first, alice, bob = ([line[2:] for line in block.splitlines()] for block in blocks("console"))
+    changes = {"keygen": ["--server-name", f"127.0.0.1:{port}"], "serve": ["--port", port], "client": []}
+
+    def start(line: str) -> Command:
+        program, name, *arguments = shlex.split(line)
+        assert program == "hefl"
+        return Command(name, *arguments, *changes[name], cwd=tmp_path)
+
+    keygen = start(first[0])
+    assert keygen.wait() == 0, keygen.error
+    commands = [start(line) for line in (*first[1:], *alice, *bob)]
+    try:
+        assert [c.wait(100) for c in commands] == [0, 0, 0], [c.error for c in commands]
+    finally:
+        for command in commands:
+            command.stop()
+    assert commands[0].out == [f"https://127.0.0.1:{port}"]
+    for client in commands[1:]:
+        final = re.fullmatch(r"model 20 of 20: loss 0\.\d+, accuracy (0\.\d+)", client.out[-1])
+        assert final
+        assert round(float(final[1]) * 30) >= 29
+    models = [np.load(tmp_path / f"{n}.npz", allow_pickle=False) for n in ("alice", "bob")]
+    assert models[0].files == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
+    assert all((models[0][n] == models[1][n]).all() for n in models[0].files)
+
+
+def test_the_python_example_prints_what_it_says(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    expected = re.findall(r"print\(.*#\s*(\[.*\])$", code, re.MULTILINE)
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == expected
+    assert len(expected) == 2
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for name in COMMANDS:
+        assert f"hefl {name}" in README or f"make {name}" in README
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_key_file_format_is_documented_field_by_field() -> None:
+    text = (ROOT / "keys/README.md").read_text()
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z, ]+) \|", text, re.MULTILINE)
+    documented = {
+        kind: tuple(name for name, kinds in rows if kinds == "all" or kind in kinds.split(", "))
+        for kind in keyfile.FIELDS
+    }
+    assert documented == dict(keyfile.FIELDS)
+
+
+def test_no_secret_is_in_the_repository() -> None:
+    files = subprocess.run(["git", "ls-files", "-z"], capture_output=True, cwd=ROOT)
+    names = files.stdout.decode().split("\0")[:-1] if files.returncode == 0 else []
+    for name in names:
+        path = ROOT / name
+        assert path.suffix not in {".key", ".hefl", ".crt", ".pem"}
+        if path.is_file():
+            assert b"PRIVATE" + b" KEY-----" not in path.read_bytes(), name

@@ -1,0 +1,107 @@
+"""The server's process cannot decrypt: its files, its memory and its API hold no secret, and no plaintext value."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tenseal as ts
+from federation import Federation
+
+from hefl import protocol, wire
+from hefl.ckks.context import SecretContext
+from hefl.keys import party
+
+STEP = 0.8414709848078965  # a value that stands out: every client adds it, and so does every model hold it
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
+
+
+def memory(pid: int) -> Iterator[bytes]:
+    """Every readable byte of a process."""
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as mem:
+        for line in maps:
+            found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
+            if not found or line.endswith(("[vvar]\n", "[vsyscall]\n")):
+                continue
+            begin, end = (int(x, 16) for x in found.groups())
+            try:
+                mem.seek(begin)
+                yield mem.read(end - begin)
+            except (OSError, ValueError, OverflowError):
+                continue
+
+
+def secrets_of(secret: SecretContext) -> dict[str, bytes]:
+    middle = secret.ckks[len(secret.ckks) // 2 :][:48]
+    return {
+        "the group key": secret.group_key,
+        "the group key in base64": base64.b64encode(secret.group_key),
+        "the CKKS secret key": middle,
+        "the CKKS secret key in base64": base64.b64encode(secret.ckks)[len(secret.ckks) // 2 :][:48],
+    }
+
+
+def found_in(pid: int, needles: dict[str, bytes]) -> set[str]:
+    return {name for chunk in memory(pid) for name, needle in needles.items() if needle in chunk}
+
+
+def test_a_running_servers_memory_holds_no_key_and_no_value_and_a_clients_does(
+    keys: Federation, tmp_path: Path
+) -> None:
+    secret = party.read_client_folder(keys.folder / "clients/alice").secret
+    needles = secrets_of(secret) | {
+        "a parameter": struct.pack("<d", STEP / 3) * 4,
+        "a tensor's name": b"layer.weight",
+    }
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2")
+        flags: dict[str, str] = {"STEP": str(STEP), "SLEEP": "30"}
+        alice = keys.client("alice", tmp_path / "alice", trainer="trainers:Slow", **flags)
+        bob = keys.client("bob", tmp_path / "bob", STEP=str(STEP))
+        server.until("round 2: update of bob is in")
+        assert found_in(alice.child.pid, needles) >= {"the group key", "a parameter", "a tensor's name"}
+        assert found_in(bob.child.pid, needles) >= {"the group key", "a parameter", "a tensor's name"}
+        assert found_in(server.child.pid, needles) == set()
+        libraries = Path(f"/proc/{server.child.pid}/maps").read_text()
+        assert "torch" not in libraries
+        assert "sklearn" not in libraries
+
+
+def test_nothing_that_the_server_has_on_disk_decrypts_an_aggregate(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1")
+        clients = [keys.client(n, tmp_path / n, STEP=str(STEP)) for n in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+    folder = party.read_server_folder(keys.folder / "server")
+    files = [p for where in (tmp_path / "server", folder.path) for p in where.rglob("*") if p.is_file()]
+    secret = party.read_client_folder(keys.folder / "clients/alice").secret
+    for path in files:
+        data = path.read_bytes()
+        assert not any(needle in data for needle in secrets_of(secret).values()), path
+        assert struct.pack("<d", STEP / 3) not in data
+    assert not list((tmp_path / "server/uploads").iterdir())
+
+    (path,) = (p for p in files if p.name == "1.agg")
+    (block,) = wire.open_frame(path).blocks()
+    with pytest.raises(ValueError, match="secret_key"):
+        ts.ckks_vector_from(ts.context_from(folder.public.ckks), block).decrypt()
+    assert ts.ckks_vector_from(ts.context_from(secret.ckks), block).decrypt()[12] == pytest.approx(STEP / 3, abs=1e-6)
+
+
+def test_the_api_gives_no_upload_back() -> None:
+    """Six routes, each named in the protocol's table; an update can only be put."""
+    text = protocol.__doc__ or ""
+    routes = re.findall(r"(GET|PUT|POST) +(/v1/\S+)", text)
+    source = Path(protocol.__file__).with_name("server.py").read_text()
+    served = re.findall(r"web\.(get|put|post)\(r?\"(/v1/[^\"]+)\"", source)
+    assert len(routes) == len(served) == 6
+    assert [method for method, path in served if "update" in path] == ["put"]
+    assert all(method != "get" or path.endswith(("run", "aggregate")) for method, path in served)
