@@ -54,7 +54,7 @@ class Connection:
         self.url = url
         self._folder = folder
         self._connect_timeout_s = connect_timeout_s
-        self._headers = protocol.headers(folder.secret.identity, join_nonce)
+        self._headers = protocol.headers(folder.secret, join_nonce)
         if insecure_http:
             self._headers[protocol.HEADER_CLIENT] = folder.name
         self._insecure_http = insecure_http

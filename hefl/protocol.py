@@ -19,7 +19,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from hefl.ckks.context import Identity
+from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Exchange
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, Value
@@ -28,6 +28,8 @@ from hefl.params import MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
 HEADER_PROTOCOL = "Hefl-Protocol"
 HEADER_FEDERATION = "Hefl-Federation"
 HEADER_GENERATION = "Hefl-Generation"
+HEADER_KEYS = "Hefl-Keys"
+"""Fingerprints of the client's keys, which must be those that the server's public file bears."""
 HEADER_SESSION = "Hefl-Session"
 """The join nonce, so that a process that was replaced learns it."""
 HEADER_NUM_EXAMPLES = "Hefl-Num-Examples"
@@ -93,22 +95,23 @@ class Refusal(Value, frozen=True, kw_only=True):
     sealed_layout: bytes | None = None
 
 
-def headers(identity: Identity, session: str) -> dict[str, str]:
+def headers(secret: SecretContext, session: str) -> dict[str, str]:
     """The headers of every request."""
     return {
         HEADER_PROTOCOL: str(PROTOCOL),
-        HEADER_FEDERATION: identity.federation,
-        HEADER_GENERATION: str(identity.generation),
+        HEADER_FEDERATION: secret.identity.federation,
+        HEADER_GENERATION: str(secret.identity.generation),
+        HEADER_KEYS: str(secret.fingerprints),
         HEADER_SESSION: session,
     }
 
 
-def check_headers(given: Mapping[str, str], identity: Identity) -> None:
+def check_headers(given: Mapping[str, str], public: PublicContext) -> None:
     """The server's check of a request's headers.
 
     Raises:
         VersionError: Another version of the protocol.
-        MismatchError: Keys of another federation or generation; says which is which.
+        MismatchError: Keys of another federation or generation, which it names, or others of the same name.
     """
     if given.get(HEADER_PROTOCOL) != str(PROTOCOL):
         raise VersionError(
@@ -117,11 +120,16 @@ def check_headers(given: Mapping[str, str], identity: Identity) -> None:
             hint="install the same version of hefl on both sides",
         )
     federation, generation = given.get(HEADER_FEDERATION, ""), given.get(HEADER_GENERATION, "")
-    if (federation, generation) != (identity.federation, str(identity.generation)):
+    if (federation, generation) != (public.identity.federation, str(public.identity.generation)):
         raise MismatchError(
             f"the client's keys are of federation {federation[:8]}, key generation {generation[:10]}, "
-            f"and the server's of {identity}",
+            f"and the server's of {public.identity}",
             hint="copy the client's folder, or the server's, from the authority again",
+        )
+    if given.get(HEADER_KEYS) != str(public.fingerprints):
+        raise MismatchError(
+            f"the client's keys and the server's both bear the name of {public.identity}, and are not the same",
+            hint="copy the client's folder and the server's from the authority again",
         )
 
 

@@ -166,7 +166,7 @@ class Server:
         """
         plain = self._insecure_http
         name = request.headers.get(protocol.HEADER_CLIENT, "") if plain else self._certified_name(request)
-        protocol.check_headers(request.headers, self._identity)
+        protocol.check_headers(request.headers, self._folder.public)
         if name not in self._folder.clients:
             raise UnknownClientError(
                 f"client {name!r} is not on the server's list",

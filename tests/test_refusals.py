@@ -348,7 +348,7 @@ class Raw:
     def __init__(self, keys: Federation, name: str) -> None:
         self.folder = party.read_client_folder(keys.folder / "clients" / name)
         self.nonce = "00112233445566778899aabbccddeeff"
-        self.headers = protocol.headers(self.folder.secret.identity, self.nonce)
+        self.headers = protocol.headers(self.folder.secret, self.nonce)
         address = urlsplit(keys.url)
         context = tls.client_context(self.folder.path)
         self.connection = http.client.HTTPSConnection(str(address.hostname), address.port, context=context, timeout=20)
@@ -443,6 +443,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert "num_examples" in refusal(400, "MalformedError", good, headers={protocol.HEADER_NUM_EXAMPLES: "0"})
         assert "speaks version" in refusal(409, "VersionError", good, headers={protocol.HEADER_PROTOCOL: "9"})
         assert "generation 5" in refusal(403, "MismatchError", good, headers={protocol.HEADER_GENERATION: "5"})
+        assert "not the same" in refusal(403, "MismatchError", good, headers={protocol.HEADER_KEYS: "00-00"})
         assert "joined as alice since" in refusal(
             409, "NameInUseError", good, headers={protocol.HEADER_SESSION: "ff" * 16}
         )

@@ -47,6 +47,9 @@ class Fingerprints:
     ckks: str
     group: str
 
+    def __str__(self) -> str:
+        return f"{self.ckks}-{self.group}"
+
 
 @dataclass(frozen=True, slots=True)
 class PublicContext:
