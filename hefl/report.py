@@ -13,8 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hefl.ckks.context import seal_version
-from hefl.demo import Event, Training
+from hefl.demo import Training
 from hefl.files import replacing
+from hefl.processes import Event
 from hefl.timings import PHASES
 
 Report = dict[str, Any]
