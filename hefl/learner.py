@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.ckks.context import SecretContext
-from hefl.codec import Exchange, Metrics, Sum
+from hefl.codec import Metrics, Scales, Sum
 from hefl.engine import Engine, Vector
 from hefl.errors import EngineError, LayoutError, StaleError
 from hefl.files import replacing, storing
@@ -33,10 +33,12 @@ class GlobalModel:
     Attributes:
         round: 0 for the initial one.
         arrays: In the layout's order.
+        scales: At which the next round is encoded.
     """
 
     round: int
     arrays: Arrays
+    scales: Scales
 
 
 class Learner:
@@ -125,7 +127,7 @@ class Learner:
                 return self._codec.encode_metrics(metrics)
         arrays, metrics = self._train(self.model)
         with self.timings.phase("quantise"):
-            return self._codec.encode_model(arrays, metrics)
+            return self._codec.encode_model(arrays, metrics, self.model.scales)
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
         with self.timings.phase("evaluate"), threadpool_limits(1):
@@ -156,14 +158,15 @@ class Learner:
             self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
             if announcement.exchange == "closing":
                 return self._codec.decode_metrics(total)
-            arrays, metrics = self._decode(total, announcement)
-            self.model = GlobalModel(announcement.round, arrays)
+            self.model, metrics = self._decode(total, announcement)
             return metrics
 
-    def _decode(self, total: Sum, announcement: Announcement) -> tuple[Arrays, Metrics]:
+    def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
         if announcement.exchange == "initial":
-            return self._codec.decode_initial(total), {}
-        return self._codec.decode_model(total)
+            return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
+        before = self.model.scales if self.model and self.model.round == announcement.round - 1 else None
+        arrays, metrics, scales = self._codec.decode_model(total, before)
+        return GlobalModel(announcement.round, arrays, scales), metrics
 
     def save(self, path: Path) -> None:
         """Write the global model as .npz: names, shapes and dtypes as the trainer has them; no pickle.

@@ -1,0 +1,155 @@
+"""Random polynomials: AES-256 in counter mode as the only generator, and how its words become samples.
+
+Uniform residues come by rejection; secrets and noise are centred binomial with eta = 21, as SEAL's noise is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from hefl.ckks.jit import kernel
+from hefl.ckks.transform import TAIL, U32
+from hefl.errors import KernelError
+from hefl.params import NOISE_BOUND, NOISE_VARIANCE
+
+I32 = NDArray[np.int32]
+
+
+@functools.lru_cache(maxsize=4)
+def _zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def keystream(key: bytes, number: int, words: int) -> U32:
+    """Words of stream ``number`` under a key, shape (words,).
+
+    AES-256-CTR from the counter block number || 0, eight bytes each, big-endian; words are little-endian.
+    """
+    out = np.empty(4 * words + 16, np.uint8)  # update_into asks for room for one more cipher block
+    start = number.to_bytes(8, "big") + bytes(8)
+    Cipher(algorithms.AES256(key), modes.CTR(start)).encryptor().update_into(_zeros(4 * words), out.data)
+    return out[: 4 * words].view("<u4")
+
+
+def words_for(count: int, bits: int, modulus: int) -> int:
+    """Stream words that ``count`` uniform draws below the modulus need, but for a chance far below 2**-128.
+
+    The number rejected has mean and variance below those of a geometric sum; 14 standard deviations more are read.
+    """
+    rejected = (1 << bits) / modulus - 1
+    return count + math.ceil(count * rejected + 14 * math.sqrt(count * rejected * (1 + rejected))) + 64
+
+
+@kernel
+def uniform(stream: U32, at: int, mask: np.uint32, q: np.uint32, out: U32) -> int:
+    """Draw out uniformly below q, in order; returns where the stream goes on, or -1 where it ran out.
+
+    A draw is the low bits of one word, taken if it is below q.
+    """
+    i = 0
+    while i < out.size:
+        if at >= stream.size:
+            return -1
+        v = np.uint32(stream[at] & mask)
+        at += 1
+        out[i] = v
+        i += 1 if v < q else 0
+    return at
+
+
+@kernel
+def uniform_spectrum(stream: U32, at: int, mask: np.uint32, q: np.uint32, out: U32) -> int:
+    """``uniform``, but draw i, which is entry i in SEAL's order, goes where a transposed spectrum has it."""
+    rows = out.size // TAIL
+    for r in range(rows):
+        if at + TAIL > stream.size:
+            return -1
+        largest = np.uint32(0)
+        for c in range(TAIL):
+            v = np.uint32(stream[at + c] & mask)
+            out[c * rows + r] = v
+            largest = max(largest, v)
+        if largest < q:
+            at += TAIL
+            continue
+        c = 0  # one was rejected: draw this row one by one
+        while c < TAIL:
+            if at >= stream.size:
+                return -1
+            v = np.uint32(stream[at] & mask)
+            at += 1
+            out[c * rows + r] = v
+            c += 1 if v < q else 0
+    return at
+
+
+@kernel
+def count_bits21(x: np.uint32) -> np.uint32:
+    """Ones among the low 21 bits."""
+    x = np.uint32(x & np.uint32((1 << 21) - 1))
+    x = np.uint32(x - ((x >> np.uint32(1)) & np.uint32(0x55555555)))
+    x = np.uint32((x & np.uint32(0x33333333)) + ((x >> np.uint32(2)) & np.uint32(0x33333333)))
+    x = np.uint32((x + (x >> np.uint32(4))) & np.uint32(0x0F0F0F0F))
+    return np.uint32(np.uint32(x * np.uint32(0x01010101)) >> np.uint32(24))
+
+
+@kernel
+def binomial(stream: U32, out: I32) -> int:
+    """Centred binomial, eta = 21: |e| <= 21, variance 10.5. Two words a sample; returns the sum of squares."""
+    squares = np.int64(0)
+    for i in range(out.size):
+        e = np.int32(count_bits21(stream[2 * i])) - np.int32(count_bits21(stream[2 * i + 1]))
+        out[i] = e
+        squares += np.int64(e * e)
+    return int(squares)
+
+
+def draw_uniform(key: bytes, number: int, count: int, bits: int, modulus: int) -> U32:
+    """``count`` values below the modulus, from one stream.
+
+    Raises:
+        KernelError: The stream ran dry.
+    """
+    out = np.empty(count, np.uint32)
+    stream = keystream(key, number, words_for(count, bits, modulus))
+    require_drawn(uniform(stream, 0, np.uint32((1 << bits) - 1), np.uint32(modulus), out))
+    return out
+
+
+def require_drawn(at: int) -> None:
+    """Refuse to go on after a stream that ran dry.
+
+    Raises:
+        KernelError: ``at`` is negative.
+    """
+    if at < 0:
+        raise KernelError("a random stream ran dry before its polynomial was full; nothing was encrypted")
+
+
+def draw_secret(key: bytes, degree: int) -> NDArray[np.int64]:
+    """A one-time secret polynomial, shape (degree,)."""
+    out = np.empty(degree, np.int32)
+    binomial(keystream(key, 0, 2 * degree), out)
+    return out.astype(np.int64)
+
+
+def draw_noise(key: bytes, block: int, degree: int) -> I32:
+    """One block's noise, shape (degree,).
+
+    Raises:
+        KernelError: Its variance is not that of noise: what would be encrypted with it could be read.
+    """
+    out = np.empty(degree, np.int32)
+    variance = binomial(keystream(key, block, 2 * degree), out) / degree
+    low, high = NOISE_VARIANCE
+    if not low <= variance <= high or np.abs(out).max() > NOISE_BOUND:
+        raise KernelError(
+            f"the noise of a block has variance {variance:.2f}, outside [{low:g}, {high:g}]; nothing was encrypted",
+            hint="the machine's source of randomness or its compiled code is broken",
+        )
+    return out
