@@ -14,37 +14,31 @@ from hefl.ckks.transform import U32
 
 @kernel
 def pack(values: U32, bits: int, words: U32) -> None:
-    """Values (n,), each below 2**bits, to words (n * bits / 32,); 24 <= bits < 32."""
+    """Values (n,), each below 2**bits, to words (n * bits / 32,); called with a literal, so that LLVM unrolls it."""
     spare = 32 - bits
     group = 32 // spare
     for g in range(values.size // group):
-        v, w = g * group, g * (group - 1)
+        v = values[g * group : (g + 1) * group]
+        w = words[g * (group - 1) : (g + 1) * (group - 1)]
         for k in range(group - 1):
-            low = values[v + k] >> np.uint32(spare * k)
-            words[w + k] = np.uint32(low | np.uint32(values[v + k + 1] << np.uint32(bits - spare * k)))
+            w[k] = np.uint32(v[k] >> np.uint32(spare * k)) | np.uint32(v[k + 1] << np.uint32(bits - spare * k))
 
 
 @kernel
-def unpack(words: U32, bits: int, values: U32) -> np.uint32:
-    """Inverse of pack; returns the largest value."""
+def unpack(words: U32, bits: int, values: U32) -> None:
+    """Inverse of pack."""
     spare = 32 - bits
     group = 32 // spare
     mask = np.uint32((1 << bits) - 1)
-    largest = np.uint32(0)
     for g in range(values.size // group):
-        v, w = g * group, g * (group - 1)
-        x = np.uint32(words[w] & mask)
-        values[v] = x
-        largest = max(largest, x)
+        v = values[g * group : (g + 1) * group]
+        w = words[g * (group - 1) : (g + 1) * (group - 1)]
+        v[0] = w[0] & mask
         for k in range(1, group - 1):
-            low = words[w + k - 1] >> np.uint32(32 - spare * k)
-            x = np.uint32(np.uint32(low | np.uint32(words[w + k] << np.uint32(spare * k))) & mask)
-            values[v + k] = x
-            largest = max(largest, x)
-        x = np.uint32(words[w + group - 2] >> np.uint32(spare))
-        values[v + group - 1] = x
-        largest = max(largest, x)
-    return largest
+            v[k] = np.uint32(w[k - 1] >> np.uint32(32 - spare * k)) | np.uint32(
+                np.uint32(w[k] << np.uint32(spare * k)) & mask
+            )
+        v[group - 1] = w[group - 2] >> np.uint32(spare)
 
 
 @kernel
@@ -53,7 +47,14 @@ def unpack_block(words: U32, bits: int, moduli: U32, out: U32) -> bool:
     count = out.shape[1] * bits // 32
     reduced = True
     for j in range(moduli.size):
-        largest = unpack(words[j * count : (j + 1) * count], bits, out[j])
+        part, row = words[j * count : (j + 1) * count], out[j]
+        if bits == 28:
+            unpack(part, 28, row)
+        else:
+            unpack(part, 30, row)
+        largest = np.uint32(0)
+        for i in range(row.size):
+            largest = max(largest, row[i])
         reduced = reduced and largest < moduli[j]
     return reduced
 
@@ -63,7 +64,11 @@ def pack_block(residues: U32, bits: int, words: U32) -> None:
     """Residues (limbs, N) to words, limb after limb."""
     count = residues.shape[1] * bits // 32
     for j in range(residues.shape[0]):
-        pack(residues[j], bits, words[j * count : (j + 1) * count])
+        part, row = words[j * count : (j + 1) * count], residues[j]
+        if bits == 28:
+            pack(row, 28, part)
+        else:
+            pack(row, 30, part)
 
 
 @kernel

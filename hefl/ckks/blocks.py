@@ -19,8 +19,8 @@ from hefl.ckks.bits import pack_block, unpack_block
 from hefl.ckks.jit import kernel
 from hefl.ckks.lanes import Lanes
 from hefl.ckks.ring import Basis, basis_of
-from hefl.ckks.sampling import keystream, require_drawn, uniform_spectrum, words_for
-from hefl.ckks.transform import U32, invert
+from hefl.ckks.sampling import keystream, require_drawn, uniform, words_for
+from hefl.ckks.transform import U32, invert, to_columns
 from hefl.errors import MalformedError
 from hefl.plan import Plan
 
@@ -45,20 +45,21 @@ def draw_products(
     spectrum and spectrum_shoup are those of s, transposed, (limbs, N).
     """
     at = 0
-    a = np.empty(out.shape[1], np.uint32)
+    a, turned = np.empty(out.shape[1], np.uint32), np.empty(out.shape[1], np.uint32)
     for j in range(moduli.size):
         q = moduli[j]
-        at = uniform_spectrum(stream, at, mask, q, a)
+        at = uniform(stream, at, mask, q, a)
         if at < 0:
             return at
-        multiply(a, spectrum[j], spectrum_shoup[j], q)
-        invert(a, out[j], head[j], head_shoup[j], tail[j], tail_shoup[j], scale[j], scale_shoup[j], q)
+        to_columns(a, turned)
+        multiply(turned, spectrum[j], spectrum_shoup[j], q)
+        invert(turned, out[j], head[j], head_shoup[j], tail[j], tail_shoup[j], scale[j], scale_shoup[j], q)
     return at
 
 
 @kernel
 def multiply(a: U32, b: U32, b_shoup: U32, q: np.uint32) -> None:
-    """A *= b modulo q, left below 2q."""
+    """a *= b modulo q, left below 2q."""
     for i in range(a.size):
         h = np.uint32((np.uint64(a[i]) * np.uint64(b_shoup[i])) >> np.uint64(32))
         a[i] = np.uint32(np.uint32(a[i] * b[i]) - np.uint32(h * q))

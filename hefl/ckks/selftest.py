@@ -128,20 +128,16 @@ def _recombination_is_right(basis: Basis) -> bool:
 
 def _uniform_is_right(basis: Basis) -> bool:
     """Draws are the stream's words below q in order, and a stream that is too short is noticed."""
-    n, rows = basis.degree, basis.degree // TAIL
-    mask = np.uint32((1 << basis.limb_bits) - 1)
+    n, mask = basis.degree, np.uint32((1 << basis.limb_bits) - 1)
     for q in (basis.moduli[0], np.uint32(mask // 3 * 2), np.uint32(mask // 9)):
         stream = keystream(_KEY, 2, 12 * n)
         taken = (stream & mask) < q
         last = int(np.flatnonzero(taken)[n - 1])
         expected = (stream & mask)[taken][:n]
-        plain, turned = np.empty(n, np.uint32), np.empty(n, np.uint32)
-        ends = {sampling.uniform(stream, 0, mask, q, plain), sampling.uniform_spectrum(stream, 0, mask, q, turned)}
-        dry = {sampling.uniform(stream[:last], 0, mask, q, plain.copy())}
-        dry.add(sampling.uniform_spectrum(stream[:last], 0, mask, q, turned.copy()))
-        if ends != {last + 1} or dry != {-1}:
+        out = np.empty(n, np.uint32)
+        if sampling.uniform(stream, 0, mask, q, out) != last + 1 or (out != expected).any():
             return False
-        if (plain != expected).any() or (turned.reshape(TAIL, rows).T.reshape(-1) != expected).any():
+        if sampling.uniform(stream[:last], 0, mask, q, out) != -1:
             return False
     return True
 

@@ -70,6 +70,35 @@ def inverse_vector(x: U32, y: U32, w: U32, w_shoup: U32, q: np.uint64, q2: np.ui
 
 
 @kernel
+def to_columns(a: U32, out: U32) -> None:
+    """Transpose (N/TAIL, TAIL) to (TAIL, N/TAIL), by dealing out to four heaps twice.
+
+    Loops that read four neighbours and write four streams vectorise, and spare the cache sixteen streams at once.
+    """
+    n = a.size // 4
+    heaps = np.empty(a.size, np.uint32)
+    for source, target in ((a, heaps), (heaps, out)):
+        for i in range(n):
+            target[i] = source[4 * i]
+            target[n + i] = source[4 * i + 1]
+            target[2 * n + i] = source[4 * i + 2]
+            target[3 * n + i] = source[4 * i + 3]
+
+
+@kernel
+def to_rows(a: U32, out: U32) -> None:
+    """Inverse of to_columns."""
+    n = a.size // 4
+    heaps = np.empty(a.size, np.uint32)
+    for source, target in ((a, heaps), (heaps, out)):
+        for i in range(n):
+            target[4 * i] = source[i]
+            target[4 * i + 1] = source[n + i]
+            target[4 * i + 2] = source[2 * n + i]
+            target[4 * i + 3] = source[3 * n + i]
+
+
+@kernel
 def transform(a: U32, out: U32, head: U32, head_shoup: U32, tail: U32, tail_shoup: U32, q: np.uint32) -> None:
     """Coefficients a (N,), below q and destroyed, to the spectrum out (N,), below q, transposed.
 
@@ -89,10 +118,7 @@ def transform(a: U32, out: U32, head: U32, head_shoup: U32, tail: U32, tail_shou
         m <<= 1
         t >>= 1
     rows = n // TAIL
-    for r in range(0, rows, TAIL):
-        for c in range(TAIL):
-            for k in range(TAIL):
-                out[c * rows + r + k] = a[(r + k) * TAIL + c]
+    to_columns(a, out)
     k, t = 0, TAIL // 2
     while t >= 1:
         for s in range(TAIL // (2 * t)):
@@ -141,9 +167,7 @@ def invert(
                     spectrum[lo : lo + rows], spectrum[hi : hi + rows], tail[k + s], tail_shoup[k + s], qq, q2
                 )
         t <<= 1
-    for r in range(rows):
-        for c in range(TAIL):
-            out[r * TAIL + c] = spectrum[c * rows + r]
+    to_rows(spectrum, out)
     t, m = TAIL, n // (2 * TAIL)
     while m >= 1:
         for i in range(m):
