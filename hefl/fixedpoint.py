@@ -112,7 +112,7 @@ class FixedPointCodec:
             bits = self._bits(tensor)
             part = out[at : at + tensor.size * self._digits(bits)]
             saturated.append(self._quantise(tensor, array, exponent, part[: tensor.size]))
-            self._split(part, tensor.size)
+            self._split(part.reshape(self._digits(bits), tensor.size))
             at += part.size
         count = len(self.layout.tensors)
         out[at : at + count] = scales
@@ -129,8 +129,9 @@ class FixedPointCodec:
         check_quantise()
         parts, at = [], 0
         for tensor in self.layout.tensors:
-            size = tensor.size * self._digits(self._bits(tensor))
-            parts.append(self._join(total.vector[at : at + size], tensor.size))
+            digits = self._digits(self._bits(tensor))
+            size = tensor.size * digits
+            parts.append(self._join(total.vector[at : at + size].reshape(digits, tensor.size)))
             at += size
         count = len(self.layout.tensors)
         used = self._used_scales(total.vector[at : at + count], int(total.total_weight), scales)
@@ -149,7 +150,7 @@ class FixedPointCodec:
         """The averages; see codec.Codec."""
         return self._lanes_to_metrics(total.vector)
 
-    # --- bits and digits ------------------------------------------------------------------------------------------------
+    # Bits and digits.
 
     def _bits(self, tensor: Tensor) -> int:
         return {"parameter": self.precision_bits, "buffer": BUFFER_BITS, "integer": INTEGER_BITS}[tensor.kind]
@@ -157,22 +158,20 @@ class FixedPointCodec:
     def _digits(self, bits: int) -> int:
         return 1 if bits <= self.precision_bits else -(-bits // self._digit_bits)
 
-    def _split(self, part: I64, size: int) -> None:
-        """Cut the integers that stand in the first ``size`` places of part into digits, in place."""
-        digits = part.reshape(-1, size)
+    def _split(self, digits: I64) -> None:
+        """Cut the integers that stand in the first row of digits (rows, size) into digits, in place."""
         for k in range(1, len(digits)):
             digits[k] = digits[k - 1] >> self._digit_bits
             digits[k - 1] &= (1 << self._digit_bits) - 1
 
-    def _join(self, part: I64, size: int) -> I64:
-        """Inverse of _split, on sums: (sum of digits) is linear, so it gives the sum of the integers."""
-        digits = part.reshape(-1, size)
+    def _join(self, digits: I64) -> I64:
+        """Inverse of _split, on sums too: it is linear."""
         joined: I64 = digits[-1]
         for digit in digits[-2::-1]:
             joined = (joined << self._digit_bits) + digit
         return joined
 
-    # --- tensors -------------------------------------------------------------------------------------------------------
+    # Tensors.
 
     def _quantise(self, tensor: Tensor, array: NDArray[Any], exponent: int, out: I64) -> int:
         """Write one tensor's integers, shape (size,); returns how many saturated."""
@@ -234,14 +233,14 @@ class FixedPointCodec:
         divide_scaled(sums, 2.0 ** (exponent - self._bits(tensor) + 1), float(total), out)
         return out.astype(tensor.dtype, copy=False).reshape(tensor.shape)
 
-    # --- scales ---------------------------------------------------------------------------------------------------------
+    # Scales.
 
     def _least_exponent(self, tensor: Tensor) -> int:
         return {"parameter": 0, "buffer": BUFFER_LEAST_EXPONENT, "integer": INTEGER_BITS - 1}[tensor.kind]
 
     def _first_exponent(self, tensor: Tensor, array: NDArray[Any]) -> int:
         least = self._least_exponent(tensor)
-        if tensor.kind == "integer" or not tensor.size:
+        if tensor.kind == "integer" or not array.any():
             return least
         # frexp's exponent k is exact, and the magnitude below 2**k.
         bits = math.frexp(float(np.abs(array).max()))[1]
@@ -268,24 +267,21 @@ class FixedPointCodec:
                 )
         return theirs if own is None else own
 
-    # --- metrics --------------------------------------------------------------------------------------------------------
+    # Metrics.
 
     def _metrics_to_lanes(self, metrics: Mapping[str, float]) -> I64:
         told = pairs(metrics, self.layout.metrics)
         top = (1 << (METRIC_BITS - 1)) - 1
-        size = told.size // 2
-        out = np.zeros(size * self._digits(METRIC_BITS), np.int64)
-        out[:size] = np.clip(np.rint(told[0::2] * 2.0 ** (METRIC_BITS - 1 - METRIC_EXPONENT)), -top, top)
-        if size:
-            self._split(out, size)
-        return np.concatenate([out, told[1::2].astype(np.int64)])
+        out = np.zeros((self._digits(METRIC_BITS), told.size // 2), np.int64)
+        out[0] = np.clip(np.rint(told[0::2] * 2.0 ** (METRIC_BITS - 1 - METRIC_EXPONENT)), -top, top)
+        self._split(out)
+        return np.concatenate([out.reshape(-1), told[1::2].astype(np.int64)])
 
     def _lanes_to_metrics(self, lanes: I64) -> Metrics:
         names = self.layout.metrics
-        if not names:
-            return {}
-        sums = self._join(lanes[: -len(names)], len(names))
-        present = lanes[-len(names) :]
+        digits = self._digits(METRIC_BITS)
+        parts = lanes[: (digits + 1) * len(names)].reshape(digits + 1, len(names))
+        sums, present = self._join(parts[:-1]), parts[-1]
         step = 2.0 ** (METRIC_EXPONENT - METRIC_BITS + 1)
         return {
             name: float(s) * step / float(weight) if weight > 0 else None

@@ -24,6 +24,7 @@ def round_scaled(values: Floats, scale: float, limit: float, top: float, out: I6
         scale: A power of two, so that only the rounding rounds.
         limit: Larger values are refused.
         top: A whole number below 2**53.
+        out: Shape (n,).
 
     Returns:
         How many were cut, and how many are refused or not finite; if any are, out means nothing.

@@ -4,9 +4,9 @@
     tag_i = H(c0_i) + pad_i
 
 alpha and beta come from HKDF(group key, ctx), pad_i from HKDF(group key, ctx || seed_i) and the client's name. Tags
-add as updates do. Whoever changes a sum without the group key must hit a random equation in every prime that the
-change touches: the chance is at most (2/q)**REPEATS, under 2**-80. Alpha and beta stay hidden because each pad is used for one
-update only.
+add as updates do. Whoever changes a sum without the group key must hit random equations modulo every prime that the
+change touches: the chance is at most (2/q)**REPEATS, under 2**-80. Alpha and beta stay hidden, because a pad covers
+one update only.
 
 Source: Agrawal and Boneh, "Homomorphic MACs", ACNS 2009 (HomMac), here with a product of two vectors for its one.
 """

@@ -36,7 +36,7 @@ from hefl.errors import EngineError, ParametersError, TamperError, UploadError
 from hefl.fixedpoint import FixedPointCodec
 from hefl.layout import Layout
 from hefl.params import NOISE_BOUND, PRECISION_BITS, Ring
-from hefl.plan import Plan, choose_plan, reduce_weights
+from hefl.plan import Plan, Weights, choose_plan, reduce_weights
 
 
 class PackedEngine:
@@ -56,9 +56,13 @@ class PackedEngine:
         self.precision_bits = precision_bits
         self.threads = threads or usable_cores()
 
+    def weights(self, attempt: Attempt) -> Weights:
+        """The integers by which this attempt's updates are multiplied."""
+        return reduce_weights(attempt.weights)
+
     def plan(self, attempt: Attempt) -> Plan:
         """What this attempt costs."""
-        return choose_plan(attempt.values, self.precision_bits, reduce_weights(attempt.weights).total)
+        return choose_plan(attempt.values, self.precision_bits, self.weights(attempt).total)
 
     def codec(self, layout: Layout) -> FixedPointCodec:
         """Fixed-point integers of this engine's precision."""
@@ -106,8 +110,7 @@ class PackedEngine:
 
     def aggregator(self, public: PublicContext, attempt: Attempt) -> PackedAggregator:
         """An empty sum; see engine.Engine."""
-        weights = reduce_weights(attempt.weights).of
-        return PackedAggregator(self._coder(attempt, public.rings), weights, self.threads)
+        return PackedAggregator(self._coder(attempt, public.rings), self.weights(attempt).of, self.threads)
 
     def decrypt(
         self, blocks: Blocks, tag: bytes, secret: SecretContext, attempt: Attempt, members: Sequence[Member]
@@ -123,7 +126,7 @@ class PackedEngine:
         """
         coder = self._coder(attempt, secret.rings)
         _check_members(members, attempt)
-        reduced = reduce_weights(attempt.weights).of
+        reduced = self.weights(attempt).of
         weighted = [(m.name, m.seed, reduced[m.name]) for m in members]
         mac = Mac(secret, attempt.ctx, coder.basis, coder.plan.blocks)
         hashes = self._authenticate(coder, mac, blocks, tag, weighted)

@@ -102,9 +102,7 @@ def to_rows(a: U32, out: U32) -> None:
 def transform(a: U32, out: U32, head: U32, head_shoup: U32, tail: U32, tail_shoup: U32, q: np.uint32) -> None:
     """Coefficients a (N,), below q and destroyed, to the spectrum out (N,), below q, transposed.
 
-    Args:
-        head: Twiddles of the first stages, shape (N/TAIL,), bit-reversed; head_shoup are their Shoup companions.
-        tail: Twiddles of the last stages, shape (TAIL - 1, N/TAIL); likewise.
+    Twiddles are one prime's row of ring.Twiddles.
     """
     n = a.size
     qq, q2 = np.uint64(q), np.uint32(2 * q)
@@ -148,9 +146,7 @@ def invert(
 ) -> None:
     """Inverse of ``transform``: spectrum (N,), below 2q and destroyed, to coefficients out (N,), below q.
 
-    Args:
-        head, tail: Inverse twiddles, in the order of transform's.
-        scale: 1/N modulo q.
+    Twiddles are those of the inverse root; scale is 1/N modulo q.
     """
     n = out.size
     qq, q2 = np.uint64(q), np.uint32(2 * q)
