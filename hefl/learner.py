@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.ckks.context import SecretContext
-from hefl.codec import Metrics, Scales, Sum
+from hefl.codec import Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector
-from hefl.errors import EngineError, LayoutError, StaleError
+from hefl.errors import EngineError, LayoutError, StaleError, UploadError
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
@@ -146,20 +146,34 @@ class Learner:
     def accept(self, source: wire.Source, record: Record) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
-        The metrics are of the model that the round started from.
+        The metrics are of the model that the round started from. Where a participant's upload made the sum useless,
+        the round counts and the model stays, for every client alike; then there are no metrics.
 
         Raises:
-            ProtocolError, MismatchError: It is not what the record says, or does not decrypt.
+            ProtocolError, MismatchError: It is not what the record says, or does not decrypt, or is useless and there
+                is no model that could stay.
         """
         announcement = record.announcement
         self._check(announcement)
-        with self.timings.phase("decrypt"):
-            total = read_aggregate(source, self._secret, self.engine, announcement, record)
-            self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
-            if announcement.exchange == "closing":
-                return self._codec.decode_metrics(total)
-            self.model, metrics = self._decode(total, announcement)
-            return metrics
+        try:
+            with self.timings.phase("decrypt"):
+                return self._accept(
+                    read_aggregate(source, self._secret, self.engine, announcement, record), announcement
+                )
+        except UploadError as error:
+            if self.model is None or self.model.round != announcement.round - 1:
+                raise
+            log.error("round %d changes nothing: %s", announcement.round, error.message)
+            if announcement.exchange == "training":
+                self.model = replace(self.model, round=announcement.round)
+            return dict.fromkeys(self.layout.metrics)
+
+    def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
+        self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
+        if announcement.exchange == "closing":
+            return self._codec.decode_metrics(total)
+        self.model, metrics = self._decode(total, announcement)
+        return metrics
 
     def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
         if announcement.exchange == "initial":

@@ -62,7 +62,7 @@ def test_the_rescale_costs_no_precision_relative_to_the_value(secret: SecretCont
         aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
-    total = ENGINE.decrypt(iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
+    total = ENGINE.decrypt(lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
     np.testing.assert_allclose(total.vector, big, rtol=1e-8, atol=1e-6)
 
 
@@ -81,7 +81,7 @@ def test_another_federations_key_reads_nothing(
     secret: SecretContext, public: PublicContext, other_secret: SecretContext
 ) -> None:
     members = [Member(name, bytes(32), weight) for name, weight in ATTEMPT.weights.items()]
-    total = ENGINE.decrypt(iter(aggregated(secret, public)), b"", other_secret, ATTEMPT, members)
+    total = ENGINE.decrypt(lambda: iter(aggregated(secret, public)), b"", other_secret, ATTEMPT, members)
     assert (np.abs(total.vector) > 1e3).any()
 
 
@@ -127,9 +127,9 @@ def test_a_block_holds_as_many_values_as_one_ciphertext_of_tenseals(
 
 def test_values_that_would_wrap_are_refused_by_the_codec() -> None:
     codec = ENGINE.codec(describe([np.zeros(2)], [], ["weight"]))
-    codec.encode_model([np.array([0.0, 2.0**18 - 1])], {})
+    codec.encode_model([np.array([0.0, 2.0**18 - 1])], {}, ())
     with pytest.raises(OutOfRangeError, match="'weight'"):
-        codec.encode_model([np.array([0.0, 2.0**18])], {})
+        codec.encode_model([np.array([0.0, 2.0**18])], {}, ())
 
 
 def test_sums_are_not_said_to_be_verified() -> None:

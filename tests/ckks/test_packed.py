@@ -184,7 +184,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     case = Case(attempt, add_up(ENGINE, SECRET, attempt, updates), spare.seal.seed)
     real = packed.one_time_secret
 
-    def counted(secret: SecretContext, ctx: bytes, name: str, seed: bytes, degree: int) -> np.ndarray:  # type: ignore[type-arg]
+    def counted(secret: SecretContext, ctx: bytes, name: str, seed: bytes, degree: int) -> np.ndarray:
         case.expanded += 1
         return real(secret, ctx, name, seed, degree)
 
@@ -353,7 +353,7 @@ def test_a_malformed_update_leaves_a_sum_as_it_was(how: str) -> None:
     [np.zeros(9, np.int64), np.zeros(10), np.zeros((10, 1), np.int64), np.full(10, 2**23), np.full(10, -(2**23))],
     ids=["short", "float", "matrix", "large", "small"],
 )
-def test_vectors_that_do_not_fit_are_refused_before_anything_is_written(vector: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_vectors_that_do_not_fit_are_refused_before_anything_is_written(vector: np.ndarray) -> None:
     written: list[object] = []
     with pytest.raises(ParametersError):
         ENGINE.encrypt(vector, SECRET, new_attempt(10, [1]), "client-0", written.append)

@@ -94,7 +94,7 @@ def test_seal_decrypts_our_sums_under_the_sum_of_secrets(
     decrypted = np.array([plain.data(i) for i in range(plan.limbs * n)], np.uint32).reshape(plan.limbs, n)
     coefficients = basis.coefficients(np.stack([row.reshape(-1, TAIL).T.reshape(-1) for row in decrypted]))
     crt = [basis.modulus // q * pow(basis.modulus // q, -1, q) for q in data_primes(plan.ring)[: plan.limbs]]
-    expected = sum(reduced[name] * vector for name, vector in vectors.items())
+    expected = np.sum([reduced[name] * vector for name, vector in vectors.items()], axis=0)
     for i in range(n):
         exact = sum(int(r) * f for r, f in zip(coefficients[:, i], crt, strict=True)) % basis.modulus
         exact -= basis.modulus if exact > basis.modulus // 2 else 0
