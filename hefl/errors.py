@@ -158,8 +158,7 @@ class ConflictError(ProtocolError):
 class TamperError(ProtocolError):
     """The aggregate is not the announced weighted sum of this attempt's updates.
 
-    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``seeds-distinct``,
-    or ``tag``.
+    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced`` or ``tag``.
     """
 
     def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:

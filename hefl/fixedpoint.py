@@ -131,7 +131,8 @@ class FixedPointCodec:
         for tensor in self.layout.tensors:
             digits = self._digits(self._bits(tensor))
             size = tensor.size * digits
-            parts.append(self._join(total.vector[at : at + size].reshape(digits, tensor.size)))
+            lanes = total.vector[at : at + size].reshape(digits, tensor.size)
+            parts.append(self._join(lanes, self._bits(tensor), int(total.total_weight)))
             at += size
         count = len(self.layout.tensors)
         used = self._used_scales(total.vector[at : at + count], int(total.total_weight), scales)
@@ -140,7 +141,7 @@ class FixedPointCodec:
         for tensor, part, exponent, grows in zip(self.layout.tensors, parts, used, saturated, strict=True):
             arrays.append(self._mean(tensor, part, exponent, int(total.total_weight)))
             following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), grows=bool(grows)))
-        return arrays, self._lanes_to_metrics(total.vector[at + 2 * count :]), tuple(following)
+        return arrays, self._lanes_to_metrics(total.vector[at + 2 * count :], int(total.total_weight)), tuple(following)
 
     def encode_metrics(self, metrics: Mapping[str, float]) -> I64:
         """Metrics alone; see codec.Codec."""
@@ -148,7 +149,8 @@ class FixedPointCodec:
 
     def decode_metrics(self, total: Sum) -> Metrics:
         """The averages; see codec.Codec."""
-        return self._lanes_to_metrics(total.vector)
+        check_quantise()
+        return self._lanes_to_metrics(total.vector, int(total.total_weight))
 
     # Bits and digits.
 
@@ -164,9 +166,20 @@ class FixedPointCodec:
             digits[k] = digits[k - 1] >> self._digit_bits
             digits[k - 1] &= (1 << self._digit_bits) - 1
 
-    def _join(self, digits: I64) -> I64:
-        """Inverse of _split, on sums too: it is linear."""
+    def _join(self, digits: I64, bits: int, total: int) -> I64:
+        """Inverse of _split, on sums of so many: it is linear.
+
+        Raises:
+            UploadError: A sum of digits is none of integers of so many bits.
+        """
         joined: I64 = digits[-1]
+        if len(digits) == 1:
+            return joined
+        top_bits = bits - 1 - (len(digits) - 1) * self._digit_bits
+        if digits[:-1].min(initial=0) < 0 or largest_magnitude(joined) > total << top_bits:
+            raise UploadError(
+                "a participant's upload is out of range (a value of several lanes); the sum cannot be used"
+            )
         for digit in digits[-2::-1]:
             joined = (joined << self._digit_bits) + digit
         return joined
@@ -277,11 +290,11 @@ class FixedPointCodec:
         self._split(out)
         return np.concatenate([out.reshape(-1), told[1::2].astype(np.int64)])
 
-    def _lanes_to_metrics(self, lanes: I64) -> Metrics:
+    def _lanes_to_metrics(self, lanes: I64, total: int) -> Metrics:
         names = self.layout.metrics
         digits = self._digits(METRIC_BITS)
         parts = lanes[: (digits + 1) * len(names)].reshape(digits + 1, len(names))
-        sums, present = self._join(parts[:-1]), parts[-1]
+        sums, present = self._join(parts[:-1], METRIC_BITS, total), parts[-1]
         step = 2.0 ** (METRIC_EXPONENT - METRIC_BITS + 1)
         return {
             name: float(s) * step / float(weight) if weight > 0 else None

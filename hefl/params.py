@@ -84,3 +84,6 @@ PRECISION_BITS_RANGE = (8, 40)
 
 WEIGHT_BUDGET = 2**16
 """Integer weights are exact up to this total, and rounded to it above."""
+
+TAG_REPEATS = 3
+"""Independent hashes modulo each prime in a tag: a forgery passes with probability (2/q)**3."""

@@ -12,10 +12,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from hefl.errors import ParametersError
-from hefl.params import MAX_CLIENTS, MAX_VALUES, NOISE_BOUND, PRECISION_BITS_RANGE, RINGS, WEIGHT_BUDGET, Ring
+from hefl.params import (
+    MAX_CLIENTS,
+    MAX_VALUES,
+    NOISE_BOUND,
+    PRECISION_BITS_RANGE,
+    RINGS,
+    TAG_REPEATS,
+    WEIGHT_BUDGET,
+    Ring,
+)
 
 SEED_BYTES = 32
-TAG_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,15 @@ def test_participants_with_other_ranges_are_noticed() -> None:
             codec.decode_model(total, own)
 
 
+def test_digits_that_no_integers_have_are_noticed() -> None:
+    codec = FixedPointCodec(_layout(("n", "int64", (1,), "integer"), metrics=("loss",)), 24)
+    for low, top, metric in ((-1, 0, 0), (0, 3 * 2**9 + 1, 0), (0, -3 * 2**9 - 1, 0), (0, 0, -1)):
+        vector = np.array([low, top, 3 * 32, 0, metric, 0, 3], np.int64)
+        with pytest.raises(UploadError, match="out of range"):
+            codec.decode_model(Sum(vector, 3), (32,))
+    assert codec.decode_model(Sum(np.array([0, 3 * 2**8, 3 * 32, 0, 0, 0, 3]), 3), (32,))[0][0].tolist() == [2**31]
+
+
 @pytest.mark.parametrize("vector", [[-1, 0], [2**16, 0], [0, 0x7FC0]], ids=["negative", "large", "a NaN"])
 def test_initial_words_that_are_none_are_refused(vector: list[int]) -> None:
     codec = FixedPointCodec(_layout(("w", "float32", (1,), "parameter")), 24)

@@ -89,7 +89,8 @@ def _home() -> Path:
 def _make_private(folder: Path) -> bool:
     """Make the folder, mode 0700, and say whether it is this user's and safe from everybody else."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in [p for p in (folder, *folder.parents) if not p.exists()][::-1]:
+            part.mkdir(mode=0o700, exist_ok=True)
         return is_private(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
     except OSError:
         return False
@@ -124,16 +125,16 @@ def _say_uncached() -> None:
 class _Notice(event.Listener):
     """Says why a first start takes long, when numba begins to compile."""
 
-    def __init__(self) -> None:
-        self._said = False
-
     def on_start(self, event: Any) -> None:
-        if not self._said:
-            log.info("compiling the encryption for this machine; this takes some seconds, and once")
-            self._said = True
+        _say_compiling()
 
     def on_end(self, event: Any) -> None:
         pass
+
+
+@functools.cache
+def _say_compiling() -> None:
+    log.info("compiling the encryption for this machine; this takes some seconds, and once")
 
 
 @contextmanager

@@ -24,8 +24,7 @@ from hefl.ckks.ring import Basis
 from hefl.ckks.sampling import draw_uniform
 from hefl.ckks.transform import U32, U64
 from hefl.errors import MalformedError
-
-REPEATS = 3
+from hefl.params import TAG_REPEATS as REPEATS
 
 
 @kernel

@@ -17,7 +17,7 @@ from hefl.ckks.lanes import LANE, NOISE, TOP, Lanes
 from hefl.ckks.ring import Basis, basis_of
 from hefl.ckks.sampling import keystream
 from hefl.ckks.transform import TAIL, U32, U64
-from hefl.params import NOISE_BOUND, Ring
+from hefl.params import NOISE_BOUND, TAG_REPEATS, Ring
 
 _KEY = bytes(range(32))
 
@@ -225,8 +225,8 @@ def _products_are_right(basis: Basis) -> bool:
 def _hash_is_right(basis: Basis) -> bool:
     """The MAC's inner sums are numpy's."""
     residues, moduli = _residues(basis, 11), _wide(basis.moduli)[:, None]
-    beta = np.stack([_residues(basis, 12 + r) for r in range(mac.REPEATS)], axis=1)
-    out = np.empty((basis.limbs, mac.REPEATS), np.uint64)
+    beta = np.stack([_residues(basis, 12 + r) for r in range(TAG_REPEATS)], axis=1)
+    out = np.empty((basis.limbs, TAG_REPEATS), np.uint64)
     mac.hash_block(residues, beta, basis.moduli, mac.products_in_64_bits(basis.limb_bits), out)
     products = _wide(residues)[:, None] * _wide(beta) % moduli[:, None]
     return bool((out == products.sum(2) % moduli).all())
