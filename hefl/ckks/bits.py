@@ -73,7 +73,7 @@ def pack_block(residues: U32, bits: int, words: U32) -> None:
 
 @kernel
 def add_multiple(total: U32, residues: U32, factors: U32, factors_shoup: U32, moduli: U32) -> None:
-    """Total += factor * residues modulo each prime, all (limbs, N); both are below their primes and stay so."""
+    """Add factor * residues to total, all (limbs, N), modulo each prime; both are below their primes and stay so."""
     for j in range(moduli.size):
         q, w, ws = moduli[j], np.uint64(factors[j]), np.uint64(factors_shoup[j])
         row, x = total[j], residues[j]

@@ -59,7 +59,7 @@ def draw_products(
 
 @kernel
 def multiply(a: U32, b: U32, b_shoup: U32, q: np.uint32) -> None:
-    """A *= b modulo q, left below 2q."""
+    """Multiply a by b modulo q; the products are left below 2q."""
     for i in range(a.size):
         h = np.uint32((np.uint64(a[i]) * np.uint64(b_shoup[i])) >> np.uint64(32))
         a[i] = np.uint32(np.uint32(a[i] * b[i]) - np.uint32(h * q))

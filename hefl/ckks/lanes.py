@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.jit import kernel
-from hefl.ckks.ring import Basis, combine, separate
+from hefl.ckks.ring import Basis, add_products, combine, separate
 from hefl.ckks.sampling import I32
 from hefl.ckks.transform import U32, U64
 
@@ -40,7 +40,7 @@ class Lanes:
         start: -bias * 2**32 modulo each prime.
         negated_inverse: -1/q modulo 2**32 for each prime q.
         steps: What brings a value below 2**(32-limb_bits) q below q, in four conditional subtractions; (4, limbs).
-        radix: q_0 ... q_{j-1} in 32-bit words, shape (limbs, words of Q and two to spare).
+        radix: Entry (t, j) is 32-bit word t of q_0 ... q_{j-1}; shape (words of Q and two to spare, limbs).
     """
 
     basis: Basis
@@ -72,10 +72,10 @@ class Lanes:
             )
         at = [margin + k * width for k in range(lanes)]
         bias = sum(1 << (low + width - 1) for low in at) + (1 << (margin - 1))
-        radix = np.zeros((len(primes), -(-basis.modulus.bit_length() // 32) + 2), np.uint64)
+        radix = np.zeros((-(-basis.modulus.bit_length() // 32) + 2, len(primes)), np.uint64)
         product = 1
         for j, q in enumerate(primes):
-            radix[j] = [(product >> (32 * t)) & 0xFFFFFFFF for t in range(radix.shape[1])]
+            radix[:, j] = [(product >> (32 * t)) & 0xFFFFFFFF for t in range(radix.shape[0])]
             product *= q
         multiples = [min(m, spare // 2) for m in (8, 4, 2, 1)]
         return cls(
@@ -175,7 +175,7 @@ def take(words: U64, bit: int, width: int, out: I64) -> None:
 def reduce_words(
     words: U32, powers: U64, start: np.uint64, negated_inverse: np.uint32, steps: U32, q: np.uint32, out: U32
 ) -> None:
-    """Integers in words (w, n), times nothing and plus a start, modulo q.
+    """Integers in words (w, n) and the constant behind start, modulo q, to out (n,).
 
     The sum of w products of 32 bits by one below q stays under w * 2**32 q; Montgomery's reduction adds at most
     2**32 q and divides by 2**32, which leaves less than (w + 1) q <= 2**(32 - limb_bits) q.
@@ -186,10 +186,7 @@ def reduce_words(
     acc = np.empty(n, np.uint64)
     for i in range(n):
         acc[i] = start
-    for t in range(powers.size):
-        p, row = powers[t], words[t]
-        for i in range(n):
-            acc[i] += np.uint64(row[i]) * p
+    add_products(acc, words, powers)
     s0, s1, s2, s3 = steps[0], steps[1], steps[2], steps[3]
     for i in range(n):
         m = np.uint32(np.uint32(acc[i]) * negated_inverse)
@@ -202,17 +199,18 @@ def reduce_words(
 
 @kernel
 def subtract(a: U32, b: U32, q: np.uint32) -> None:
-    """A -= b modulo q, both below q."""
+    """Subtract b from a modulo q; both are below q."""
     for i in range(a.size):
         v = np.uint32(a[i] + q - b[i])
         a[i] = min(v, np.uint32(v - q))
 
 
 @kernel
-def add(a: U32, b: U32, q: np.uint32, out: U32) -> None:
-    """Out = a + b modulo q, both below q."""
+def add(a: U32, b: U32, constant: np.uint32, q: np.uint32, out: U32) -> None:
+    """Write a + b + constant modulo q to out; all are below q."""
     for i in range(a.size):
         v = np.uint32(a[i] + b[i])
+        v = np.uint32(min(v, np.uint32(v - q)) + constant)
         out[i] = min(v, np.uint32(v - q))
 
 
@@ -277,16 +275,13 @@ def decode(
     limbs, n = residues.shape
     part = np.empty((limbs, CHUNK), np.uint32)
     digits = np.empty((limbs, CHUNK), np.uint32)
-    words = np.empty((radix.shape[1], CHUNK), np.uint64)
+    words = np.empty((radix.shape[0], CHUNK), np.uint64)
     noise = np.empty(CHUNK, np.int64)
-    constant = np.empty(CHUNK, np.uint32)
     top = at[-1] + width
     found = 0
     for c in range(0, n, CHUNK):
         for j in range(limbs):
-            constant[:] = bias[j]
-            add(residues[j, c : c + CHUNK], products[j, c : c + CHUNK], moduli[j], part[j])
-            add(part[j], constant, moduli[j], part[j])
+            add(residues[j, c : c + CHUNK], products[j, c : c + CHUNK], bias[j], moduli[j], part[j])
         separate(part, moduli, unmix, unmix_shoup, digits)
         combine(digits, radix, words)
         above = np.uint64(0)

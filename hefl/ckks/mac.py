@@ -81,7 +81,7 @@ class Mac:
         return total
 
     def add_pad(self, total: U64, name: str, seed: bytes, weight: int) -> U64:
-        """Total + weight * pad of one client's update."""
+        """The total plus weight times the pad of one client's update."""
         key = self._secret.derive("hefl/v1/pad" + name, self._ctx + seed)
         pad: U64 = np.array([self._draw(key, j, REPEATS, q) for j, q in enumerate(self._basis.primes)], np.uint64)
         return (total + np.uint64(weight) * pad) % self._moduli

@@ -127,24 +127,49 @@ def separate(residues: U32, moduli: U32, unmix: U32, unmix_shoup: U32, digits: U
 
 
 @kernel
+def add_four_products(total: U64, w: U32, x: U32, y: U32, z: U32, factors: U64) -> None:
+    """Add w f_0 + x f_1 + y f_2 + z f_3 to total: one pass over total for four products."""
+    f0, f1, f2, f3 = factors[0], factors[1], factors[2], factors[3]
+    for i in range(total.size):
+        first = np.uint64(w[i]) * f0 + np.uint64(x[i]) * f1
+        total[i] += first + np.uint64(y[i]) * f2 + np.uint64(z[i]) * f3
+
+
+@kernel
+def add_product(total: U64, x: U32, factor: np.uint64) -> None:
+    """Add x * factor to total."""
+    for i in range(total.size):
+        total[i] += np.uint64(x[i]) * factor
+
+
+@kernel
+def add_products(total: U64, rows: U32, factors: U64) -> None:
+    """Add sum_k rows[k] * factors[k] to total (n,), modulo 2**64; rows is (k, n)."""
+    whole = factors.size // 4 * 4
+    for k in range(0, whole, 4):
+        add_four_products(total, rows[k], rows[k + 1], rows[k + 2], rows[k + 3], factors[k : k + 4])
+    for k in range(whole, factors.size):
+        add_product(total, rows[k], factors[k])
+
+
+@kernel
 def combine(digits: U32, radix: U64, words: U64) -> None:
     """Mixed-radix digits (limbs, n) to 32-bit words (w, n) of the integer, lowest first.
 
-    radix[j] holds q_0 ... q_{j-1} in words. A word's sum stays under limbs * 2**(limb_bits + 32) <= 2**64.
+    radix[t] holds word t of 1, q_0, q_0 q_1, ... A word's sum stays under limbs * 2**(limb_bits + 32) <= 2**64.
     """
     count, n = words.shape
+    words[0] = 0
     for t in range(count):
-        for i in range(n):
-            words[t, i] = 0
-        for j in range(digits.shape[0]):
-            r = radix[j, t]
-            if r:
-                for i in range(n):
-                    words[t, i] += np.uint64(digits[j, i]) * r
-    for t in range(count - 1):
-        for i in range(n):
-            words[t + 1, i] += words[t, i] >> np.uint64(32)
-            words[t, i] &= np.uint64(0xFFFFFFFF)
+        # Words of the larger products only: those of the smaller ones end before.
+        first = 0
+        while first < radix.shape[1] and radix[t, first] == 0:
+            first += 1
+        add_products(words[t], digits[first:], radix[t, first:])
+        if t + 1 < count:
+            for i in range(n):
+                words[t + 1, i] = words[t, i] >> np.uint64(32)
+                words[t, i] &= np.uint64(0xFFFFFFFF)
 
 
 def shoup(values: U32, moduli: U32) -> U32:

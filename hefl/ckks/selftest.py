@@ -107,7 +107,7 @@ def _recombination_is_right(basis: Basis) -> bool:
     residues, moduli = _residues(basis, 1), _wide(basis.moduli)[:, None]
     layout = _layouts(basis)[0]
     digits = np.empty_like(residues)
-    words = np.empty((layout.radix.shape[1], basis.degree), np.uint64)
+    words = np.empty((layout.radix.shape[0], basis.degree), np.uint64)
     ring.separate(residues, basis.moduli, basis.unmix, basis.unmix_shoup, digits)
     ring.combine(digits, layout.radix, words)
     from_digits, from_words = np.zeros_like(residues, np.uint64), np.zeros_like(residues, np.uint64)

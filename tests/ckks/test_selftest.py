@@ -51,6 +51,7 @@ INNER = {
         "to_columns",
         "to_rows",
     },
+    "hefl.ckks.ring": {"add_four_products", "add_product", "add_products"},
     "hefl.ckks.sampling": {"mask_words", "mask_accepted", "count_bits21"},
     "hefl.ckks.bits": {"pack", "unpack"},
     "hefl.ckks.lanes": {"put", "take", "reduce_words", "subtract", "add", "largest"},
