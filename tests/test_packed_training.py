@@ -14,7 +14,7 @@ import hefl
 from hefl import engine as engines
 from hefl.ckks import packed
 from hefl.ckks.packed import PackedEngine
-from hefl.ckks.sampling import draw_noise
+from hefl.ckks.sampling import Streams, draw_noise
 
 Arrays = list[NDArray[Any]]
 ROUNDS = 20
@@ -90,11 +90,11 @@ def test_a_useless_round_counts_and_the_model_stays(
     before = hefl.simulate(trainers, 1, engine="packed")
     real, calls = draw_noise, 0
 
-    def sometimes_wide(key: bytes, block: int, degree: int) -> NDArray[np.int32]:
+    def sometimes_wide(streams: Streams, block: int, degree: int) -> NDArray[np.int32]:
         nonlocal calls
         calls += 1
         # One update of one block each: the initial one, two of round 1, two of round 2, two closing.
-        return np.full(degree, 43, np.int32) if calls == 4 else real(key, block, degree)
+        return np.full(degree, 43, np.int32) if calls == 4 else real(streams, block, degree)
 
     monkeypatch.setattr(packed, "draw_noise", sometimes_wide)
     with caplog.at_level(logging.ERROR, "hefl"):

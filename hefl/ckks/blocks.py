@@ -19,7 +19,7 @@ from hefl.ckks.bits import pack_block, unpack_block
 from hefl.ckks.jit import kernel
 from hefl.ckks.lanes import Lanes
 from hefl.ckks.ring import Basis, basis_of
-from hefl.ckks.sampling import keystream, require_drawn, uniform, words_for
+from hefl.ckks.sampling import Streams, require_drawn, uniform, words_for
 from hefl.ckks.transform import U32, invert, to_columns
 from hefl.errors import MalformedError
 from hefl.plan import Plan
@@ -86,7 +86,7 @@ class BlockCoder:
         self.plan = plan
         self.basis: Basis = basis_of(plan.ring, plan.limbs)
         self.lanes = lane_layout(plan)
-        self._key = hashlib.sha256(b"hefl/v1/a" + ctx).digest()
+        self._streams = Streams(hashlib.sha256(b"hefl/v1/a" + ctx).digest())
         self._mask = np.uint32((1 << plan.limb_bits) - 1)
         self._words = sum(words_for(plan.ring.degree, plan.limb_bits, q) for q in self.basis.primes)
 
@@ -101,7 +101,7 @@ class BlockCoder:
             KernelError: The stream ran dry.
         """
         out = np.empty((self.basis.limbs, self.basis.degree), np.uint32)
-        stream = keystream(self._key, block, self._words)
+        stream = self._streams.words(block, self._words)
         require_drawn(multiply_drawn(stream, self._mask, self.basis, secret, out))
         return out
 

@@ -27,7 +27,7 @@ from hefl.ckks.lanes import I64, LANE, NOISE, TOP
 from hefl.ckks.mac import Mac, tag_from_bytes, tag_to_bytes
 from hefl.ckks.pool import ordered_map, usable_cores
 from hefl.ckks.ring import shoup
-from hefl.ckks.sampling import draw_noise, draw_secret
+from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
 from hefl.ckks.transform import U32, U64
 from hefl.codec import Sum
@@ -91,12 +91,12 @@ class PackedEngine:
         plan, basis = coder.plan, coder.basis
         _check_vector(vector, plan)
         mac = Mac(secret, attempt.ctx, basis, plan.blocks)
-        seed, noise_key = os.urandom(32), os.urandom(32)
+        seed, noises = os.urandom(32), Streams(os.urandom(32))
         one_time = coder.secret(one_time_secret(secret, attempt.ctx, name, seed, basis.degree))
 
         def encrypt_block(block: int) -> tuple[memoryview, U64]:
             residues = np.empty((basis.limbs, basis.degree), np.uint32)
-            noise = draw_noise(noise_key, block, basis.degree)
+            noise = draw_noise(noises, block, basis.degree)
             products = coder.products(block, one_time)
             coder.lanes.encode(_lanes_of(vector, block, plan), noise, products, residues)
             return coder.to_bytes(residues), mac.hash(residues)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -25,15 +26,26 @@ def _zeros(size: int) -> bytes:
     return bytes(size)
 
 
-def keystream(key: bytes, number: int, words: int) -> U32:
-    """Words of stream ``number`` under a key, shape (words,).
+class Streams:
+    """The streams of one key: AES-256-CTR from the counter block number || 0, eight bytes each, big-endian.
 
-    AES-256-CTR from the counter block number || 0, eight bytes each, big-endian; words are little-endian.
+    Setting up a cipher takes as long as 100 kB of its output, so each thread keeps one and moves it.
     """
-    out = np.empty(4 * words + 16, np.uint8)  # update_into asks for room for one more cipher block
-    start = number.to_bytes(8, "big") + bytes(8)
-    Cipher(algorithms.AES256(key), modes.CTR(start)).encryptor().update_into(_zeros(4 * words), out.data)
-    return out[: 4 * words].view("<u4")
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._threads = threading.local()
+
+    def words(self, number: int, count: int) -> U32:
+        """The first ``count`` 32-bit words, little-endian, of stream ``number``."""
+        start = number.to_bytes(8, "big") + bytes(8)
+        if not hasattr(self._threads, "encryptor"):
+            self._threads.encryptor = Cipher(algorithms.AES256(self._key), modes.CTR(start)).encryptor()
+        else:
+            self._threads.encryptor.reset_nonce(start)
+        out = np.empty(4 * count + 16, np.uint8)  # update_into asks for room for one more cipher block
+        self._threads.encryptor.update_into(_zeros(4 * count), out.data)
+        return out[: 4 * count].view("<u4")
 
 
 def words_for(count: int, bits: int, modulus: int) -> int:
@@ -120,7 +132,7 @@ def draw_uniform(key: bytes, number: int, count: int, bits: int, modulus: int) -
         KernelError: The stream ran dry.
     """
     out = np.empty(count, np.uint32)
-    stream = keystream(key, number, words_for(count, bits, modulus))
+    stream = Streams(key).words(number, words_for(count, bits, modulus))
     require_drawn(uniform(stream, 0, np.uint32((1 << bits) - 1), np.uint32(modulus), out))
     return out
 
@@ -138,18 +150,18 @@ def require_drawn(at: int) -> None:
 def draw_secret(key: bytes, degree: int) -> NDArray[np.int64]:
     """A one-time secret polynomial, shape (degree,)."""
     out = np.empty(degree, np.int32)
-    binomial(keystream(key, 0, 2 * degree), out)
+    binomial(Streams(key).words(0, 2 * degree), out)
     return out.astype(np.int64)
 
 
-def draw_noise(key: bytes, block: int, degree: int) -> I32:
+def draw_noise(streams: Streams, block: int, degree: int) -> I32:
     """One block's noise, shape (degree,).
 
     Raises:
         KernelError: Its variance is not that of noise: what would be encrypted with it could be read.
     """
     out = np.empty(degree, np.int32)
-    variance = binomial(keystream(key, block, 2 * degree), out) / degree
+    variance = binomial(streams.words(block, 2 * degree), out) / degree
     low, high = NOISE_VARIANCE
     if not low <= variance <= high:
         raise KernelError(

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from hefl.ckks import bits, blocks, jit, mac, ring, sampling, transform
 from hefl.ckks.lanes import LANE, NOISE, TOP, Lanes
 from hefl.ckks.ring import Basis, basis_of
-from hefl.ckks.sampling import keystream
+from hefl.ckks.sampling import Streams
 from hefl.ckks.transform import TAIL, U32, U64
 from hefl.params import NOISE_BOUND, TAG_REPEATS, Ring
 
 _KEY = bytes(range(32))
+_STREAMS = Streams(_KEY)
 
 
 @functools.cache
@@ -37,7 +38,7 @@ def check_kernels(of: Ring) -> None:
 
 def _residues(basis: Basis, number: int) -> U32:
     """Residues (limbs, N), the same in every process."""
-    words = keystream(_KEY, number, basis.limbs * basis.degree).reshape(basis.limbs, basis.degree)
+    words = _STREAMS.words(number, basis.limbs * basis.degree).reshape(basis.limbs, basis.degree)
     return (words % basis.moduli[:, None]).astype(np.uint32)
 
 
@@ -130,7 +131,7 @@ def _uniform_is_right(basis: Basis) -> bool:
     """Draws are the stream's words below q in order, and a stream that is too short is noticed."""
     n, mask = basis.degree, np.uint32((1 << basis.limb_bits) - 1)
     for q in (basis.moduli[0], np.uint32(mask // 3 * 2), np.uint32(mask // 9)):
-        stream = keystream(_KEY, 2, 12 * n)
+        stream = _STREAMS.words(2, 12 * n)
         taken = (stream & mask) < q
         last = int(np.flatnonzero(taken)[n - 1])
         expected = (stream & mask)[taken][:n]
@@ -144,7 +145,7 @@ def _uniform_is_right(basis: Basis) -> bool:
 
 def _binomial_is_right(basis: Basis) -> bool:
     """Samples are differences of two counts of 21 bits."""
-    stream = keystream(_KEY, 3, 2 * basis.degree)
+    stream = _STREAMS.words(3, 2 * basis.degree)
     out = np.empty(basis.degree, np.int32)
     squares = sampling.binomial(stream, out)
     ones = np.unpackbits((stream & np.uint32((1 << 21) - 1)).view(np.uint8)).reshape(-1, 32).sum(1, dtype=np.int64)
@@ -187,11 +188,11 @@ def _lanes_are_right(basis: Basis) -> bool:
     n, moduli = basis.degree, basis.moduli.astype(np.int64)[:, None]
     products = _residues(basis, 7)
     noise = np.empty(n, np.int32)
-    sampling.binomial(keystream(_KEY, 8, 2 * n), noise)
+    sampling.binomial(_STREAMS.words(8, 2 * n), noise)
     noise[:2] = NOISE_BOUND, -NOISE_BOUND
     for layout in _layouts(basis):
         bound = (1 << (layout.width - 1)) - 1
-        values = keystream(_KEY, 9, 2 * layout.at.size * n).view(np.int64).reshape(-1, n) >> np.int64(65 - layout.width)
+        values = _STREAMS.words(9, 2 * layout.at.size * n).view(np.int64).reshape(-1, n) >> np.int64(65 - layout.width)
         values[:, 0], values[:, 1] = bound, -bound
         out, back = np.empty_like(products), np.empty_like(values)
         layout.encode(values, noise, products, out)
@@ -211,7 +212,7 @@ def _products_are_right(basis: Basis) -> bool:
     """Drawing, multiplying and inverting in one go is the three in turn."""
     n, rows, moduli = basis.degree, basis.degree // TAIL, _wide(basis.moduli)[:, None]
     mask, at = np.uint32((1 << basis.limb_bits) - 1), 0
-    stream = keystream(_KEY, 10, 2 * basis.limbs * n)
+    stream = _STREAMS.words(10, 2 * basis.limbs * n)
     secret = sampling.draw_secret(_KEY, n)
     spectrum, companions = basis.spectrum(secret)
     a, out = np.empty_like(spectrum), np.empty_like(spectrum)

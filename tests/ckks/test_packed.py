@@ -65,7 +65,7 @@ def test_every_value_noise_and_weight_at_its_bound_is_exact(
     top, values = 2 ** (precision - 1) - 1, 9000
     for sign in (1, -1):
         monkeypatch.setattr(
-            packed, "draw_noise", lambda key, block, degree, sign=sign: np.full(degree, 21 * sign, np.int32)
+            packed, "draw_noise", lambda streams, block, degree, sign=sign: np.full(degree, 21 * sign, np.int32)
         )
         engine, attempt = PackedEngine(precision, threads=1), new_attempt(values, weights)
         vectors = {name: np.full(values, top * sign) for name in attempt.weights}
@@ -379,7 +379,7 @@ def test_an_upload_out_of_range_makes_a_sum_that_is_genuine_and_not_used(
     assert plan.lanes * plan.ring.degree - 5000 < plan.ring.degree  # the last value is in the top lane
     with monkeypatch.context() as patched:
         if what == "the noise":
-            patched.setattr(packed, "draw_noise", lambda key, block, degree: np.full(degree, 3 * 21 + 1, np.int32))
+            patched.setattr(packed, "draw_noise", lambda streams, block, degree: np.full(degree, 3 * 21 + 1, np.int32))
         else:
             patched.setattr(packed, "_check_vector", lambda vector, plan: None)
             vector[-1] = 3 * (2**23 - 1) + 1 if what == "a value" else 2**plan.width_bits

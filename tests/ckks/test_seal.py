@@ -16,7 +16,7 @@ from packed_support import new_attempt, new_secret, sum_of, vectors_of
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.packed import PackedEngine, one_time_secret
 from hefl.ckks.ring import basis_of, data_primes
-from hefl.ckks.sampling import keystream, uniform, words_for
+from hefl.ckks.sampling import Streams, uniform, words_for
 from hefl.ckks.transform import TAIL
 
 
@@ -37,7 +37,7 @@ def _public_polynomial(coder: BlockCoder, ctx: bytes, block: int) -> NDArray[np.
     """a_b in SEAL's order, expanded as the module of blocks says, by the sampler alone."""
     plan, basis = coder.plan, coder.basis
     words = sum(words_for(basis.degree, plan.limb_bits, q) for q in basis.primes)
-    stream, at = keystream(hashlib.sha256(b"hefl/v1/a" + ctx).digest(), block, words), 0
+    stream, at = Streams(hashlib.sha256(b"hefl/v1/a" + ctx).digest()).words(block, words), 0
     out = np.empty((basis.limbs, basis.degree), np.uint32)
     for j, q in enumerate(basis.moduli):
         at = uniform(stream, at, np.uint32((1 << plan.limb_bits) - 1), q, out[j])
