@@ -15,7 +15,7 @@ from hefl import wire
 from hefl.ckks.context import SecretContext
 from hefl.codec import Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector
-from hefl.errors import EngineError, LayoutError, StaleError, UploadError
+from hefl.errors import EngineError, LayoutError, StaleError, TamperError, UploadError
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
@@ -33,12 +33,12 @@ class GlobalModel:
     Attributes:
         round: 0 for the initial one.
         arrays: In the layout's order.
-        scales: At which the next round is encoded.
+        scales: At which the next round is encoded; empty where the engine needs none.
     """
 
     round: int
     arrays: Arrays
-    scales: Scales
+    scales: Scales = ()
 
 
 class Learner:
@@ -83,6 +83,7 @@ class Learner:
         self._codec = engine.codec(self.layout)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+        self._sent: tuple[bytes, set[bytes]] = (b"", set())
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector that this model makes for an exchange."""
@@ -101,7 +102,10 @@ class Learner:
         vector = self._vector(announcement)
         self._keep(f"sent-{announcement.round}", vector, announcement)
         with self.timings.phase("encrypt"):
-            write_update(file, vector, self._secret, self.engine, announcement, self.name)
+            seal = write_update(file, vector, self._secret, self.engine, announcement, self.name)
+        if self._sent[0] != announcement.ctx:
+            self._sent = (announcement.ctx, set())
+        self._sent[1].add(seal.seed)
 
     def _check(self, announcement: Announcement) -> None:
         if announcement.engine != self.engine.name:
@@ -111,6 +115,14 @@ class Learner:
         expected = self.values(announcement.exchange)
         if announcement.values != expected:
             raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+
+    def _check_own(self, record: Record) -> None:
+        """In a sum of an attempt that this client has encrypted for, its own update stands as it made it, or not."""
+        ctx, seeds = self._sent
+        if ctx != record.announcement.ctx:
+            return
+        if any(m.name == self.name and m.seed not in seeds for m in record.as_members()):
+            raise TamperError("the sum holds an update of this client's name that it did not make", check="own-seed")
 
     def _vector(self, announcement: Announcement) -> Vector:
         if announcement.exchange == "initial":
@@ -155,6 +167,7 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
+        self._check_own(record)
         try:
             with self.timings.phase("decrypt"):
                 return self._accept(

@@ -31,12 +31,14 @@ def write_update(
     engine: Engine,
     announcement: Announcement,
     name: str,
-) -> bytes:
-    """Encrypt a vector into a file as ``name``'s update; returns the frame's digest."""
+) -> Seal:
+    """Encrypt a vector into a file as ``name``'s update; returns its seal, by which its owner knows it again."""
     attempt = announcement.as_attempt()
     header = wire.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
     writer = wire.Writer(file, header, tag_bytes=engine.tag_bytes(attempt))
-    return writer.finish(engine.encrypt(vector, secret, attempt, name, writer.block))
+    seal = engine.encrypt(vector, secret, attempt, name, writer.block)
+    writer.finish(seal)
+    return seal
 
 
 def max_update_bytes(engine: Engine, announcement: Announcement) -> int:

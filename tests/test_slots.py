@@ -122,7 +122,7 @@ def test_a_block_holds_as_many_values_as_one_ciphertext_of_tenseals(
 ) -> None:
     vector = ts.ckks_vector(ts.context_from(secret.ckks), [0.0] * values)
     assert len(vector.ciphertext()) == ciphertexts
-    assert ENGINE.block_count(values) == ciphertexts
+    assert ENGINE.block_count(Attempt(bytes(32), values, {})) == ciphertexts
 
 
 def test_values_that_would_wrap_are_refused_by_the_codec() -> None:
@@ -164,7 +164,7 @@ def test_the_smallest_share_that_can_be_announced_still_counts(secret: SecretCon
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = ENGINE.decrypt(
-        iter(out), b"", secret, attempt, [Member(n, bytes(32), w) for n, w in attempt.weights.items()]
+        lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), w) for n, w in attempt.weights.items()]
     )
     np.testing.assert_allclose(total.vector, 250_000 / (2 * 2**24 + 1), rtol=0, atol=1e-6)
 
@@ -182,7 +182,7 @@ def test_a_ciphertext_of_another_form_is_refused_and_the_sum_goes_on_without_it(
     secret: SecretContext, public: PublicContext, block: dict[str, Any]
 ) -> None:
     """Its second block is at fault: the first must not have been added."""
-    count = ENGINE.block_count(4097)
+    count = ENGINE.block_count(Attempt(bytes(32), 4097, {}))
     assert count == 2
     attempt = Attempt(bytes(32), 4097, {"alice": 1, "bob": 1})
     vector = np.ones(4097)
@@ -197,5 +197,5 @@ def test_a_ciphertext_of_another_form_is_refused_and_the_sum_goes_on_without_it(
         aggregator.add(name, lambda: iter(good), Seal())
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
-    total = ENGINE.decrypt(iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
+    total = ENGINE.decrypt(lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
     np.testing.assert_allclose(total.vector, vector, rtol=0, atol=1e-6)

@@ -35,7 +35,7 @@ from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
 from hefl.errors import EngineError, ParametersError, TamperError, UploadError
 from hefl.fixedpoint import FixedPointCodec
 from hefl.layout import Layout
-from hefl.params import NOISE_BOUND, PRECISION_BITS, Ring
+from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, PRECISION_BITS, Ring
 from hefl.plan import Plan, Weights, choose_plan, reduce_weights
 
 
@@ -51,6 +51,7 @@ class PackedEngine:
 
     name = "packed"
     verifies = True
+    max_num_examples = MAX_NUM_EXAMPLES
 
     def __init__(self, precision_bits: int = PRECISION_BITS, threads: int | None = None) -> None:
         self.precision_bits = precision_bits

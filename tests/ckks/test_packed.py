@@ -225,11 +225,6 @@ def _swap_seeds(case: Case) -> None:
     _member(case, 1, seed=first.seed)
 
 
-def _rename(case: Case) -> None:
-    case.attempt.weights["client-9"] = 9  # type: ignore[index]
-    _member(case, 2, name="client-9")
-
-
 def _drop_block_for_zeros(case: Case) -> None:
     case.total.blocks[-1] = bytes(len(case.total.blocks[-1]))
 
