@@ -111,7 +111,7 @@ class PackedEngine:
 
     def aggregator(self, public: PublicContext, attempt: Attempt) -> PackedAggregator:
         """An empty sum; see engine.Engine."""
-        return PackedAggregator(self._coder(attempt, public.rings), self.weights(attempt).of, self.threads)
+        return PackedAggregator(self._coder(attempt, public.rings), self.weights(attempt).of)
 
     def decrypt(
         self, blocks: Blocks, tag: bytes, secret: SecretContext, attempt: Attempt, members: Sequence[Member]
@@ -141,11 +141,7 @@ class PackedEngine:
     ) -> list[U64]:
         """Compare the sum's tag with the one that its blocks and members must have; returns the blocks' hashes."""
         announced = tag_from_bytes(tag, coder.basis)
-
-        def hash_block(data: bytes) -> U64:
-            return mac.hash(coder.from_bytes(data))
-
-        hashes = list(ordered_map(hash_block, coder.counted(blocks()), self.threads))
+        hashes = [mac.hash(coder.from_bytes(data)) for data in coder.counted(blocks())]
         expected = mac.total(hashes)
         for name, seed, weight in members:
             expected = mac.add_pad(expected, name, seed, weight)
@@ -209,12 +205,14 @@ class PackedEngine:
 
 
 class PackedAggregator:
-    """One running sum, reduced modulo each prime: a 32-bit word for each residue, whatever the number of clients."""
+    """One running sum, reduced modulo each prime: a 32-bit word for each residue, whatever the number of clients.
 
-    def __init__(self, coder: BlockCoder, weights: Mapping[str, int], threads: int) -> None:
+    In one thread: a block takes less time to add than to hand over.
+    """
+
+    def __init__(self, coder: BlockCoder, weights: Mapping[str, int]) -> None:
         self._coder = coder
         self._weights = weights
-        self._threads = threads
         basis, plan = coder.basis, coder.plan
         self._sum: U32 = np.zeros((plan.blocks, basis.limbs, basis.degree), np.uint32)
         self._tag: U64 = np.zeros_like(tag_from_bytes(bytes(plan.tag_bytes), basis))
@@ -224,24 +222,19 @@ class PackedAggregator:
         """Multiply and add; see engine.Aggregator."""
         coder, weight = self._coder, self._weights[name]
         tag = tag_from_bytes(seal.tag, coder.basis)
-        for _ in ordered_map(coder.from_bytes, coder.counted(blocks()), self._threads):
-            pass  # every block parses before the first one counts
+        for data in coder.counted(blocks()):
+            coder.from_bytes(data)  # every block parses before the first one counts
         factors = (weight % self._moduli).astype(np.uint32)
         companions = shoup(factors, coder.basis.moduli[:, None])
-
-        def fold(numbered: tuple[int, bytes]) -> None:
-            block, data = numbered
+        for block, data in enumerate(coder.counted(blocks())):
             residues = coder.from_bytes(data)
             add_multiple(self._sum[block], residues, factors[:, 0], companions[:, 0], coder.basis.moduli)
-
-        for _ in ordered_map(fold, enumerate(coder.counted(blocks())), self._threads):
-            pass
         self._tag = (self._tag + np.uint64(weight) * tag) % self._moduli
 
     def finish(self, write: Write) -> bytes:
         """Write the sum; see engine.Aggregator."""
-        for data in ordered_map(self._coder.to_bytes, self._sum, self._threads):
-            write(data)
+        for residues in self._sum:
+            write(self._coder.to_bytes(residues))
         return tag_to_bytes(self._tag, self._coder.plan.limb_bits)
 
 
