@@ -48,8 +48,8 @@ class FixedPointCodec:
     """A model, its metrics and its ranges as one int64 vector; see codec.Codec and the module.
 
     The training vector has, for each tensor, one lane a value and digit, digit by digit from the low end; then an
-    exponent for each tensor; then for each tensor how many of its values saturated; then the metrics' digits, and
-    for each metric 1 or 0 for whether there was one.
+    exponent for each tensor; then for each tensor how many of its values saturated; then how many are beyond half the
+    range; then the metrics' digits, and for each metric 1 or 0 for whether there was one.
 
     A learner keeps the scales that ``decode_initial`` or ``decode_model`` returned beside the arrays, and hands them
     to the next round's ``encode_model`` and ``decode_model``. One that has none, because it was away, passes None to
@@ -69,7 +69,7 @@ class FixedPointCodec:
             return (self.layout.nbytes + 1) // 2 * (16 // self._word_bits)
         if exchange == "closing":
             return max(metrics, 1)
-        tensors = sum(t.size * self._digits(self._bits(t)) + 2 for t in self.layout.tensors)
+        tensors = sum(t.size * self._digits(self._bits(t)) + 3 for t in self.layout.tensors)
         return tensors + metrics
 
     def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> I64:
@@ -107,17 +107,17 @@ class FixedPointCodec:
         """A trained model, its metrics, its scales and how much saturated; see codec.Codec."""
         check_quantise()
         self.layout.check(arrays)
-        out, at, saturated = np.zeros(self.values("training"), np.int64), 0, []
+        out, at, counts = np.zeros(self.values("training"), np.int64), 0, []
         for tensor, array, exponent in zip(self.layout.tensors, arrays, scales, strict=True):
             bits = self._bits(tensor)
             part = out[at : at + tensor.size * self._digits(bits)]
-            saturated.append(self._quantise(tensor, array, exponent, part[: tensor.size]))
+            counts.append(self._quantise(tensor, array, exponent, part[: tensor.size]))
             self._split(part.reshape(self._digits(bits), tensor.size))
             at += part.size
         count = len(self.layout.tensors)
         out[at : at + count] = scales
-        out[at + count : at + 2 * count] = np.minimum(saturated, (1 << self._digit_bits) - 1)
-        out[at + 2 * count :] = self._metrics_to_lanes(metrics)
+        out[at + count : at + 3 * count] = np.minimum(counts, (1 << self._digit_bits) - 1).T.reshape(-1)
+        out[at + 3 * count :] = self._metrics_to_lanes(metrics)
         return out
 
     def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
@@ -136,12 +136,13 @@ class FixedPointCodec:
             at += size
         count = len(self.layout.tensors)
         used = self._used_scales(total.vector[at : at + count], int(total.total_weight), scales)
-        saturated = total.vector[at + count : at + 2 * count] > 0
+        saturated, large = total.vector[at + count : at + 3 * count].reshape(2, count) > 0
         arrays, following = [], []
-        for tensor, part, exponent, grows in zip(self.layout.tensors, parts, used, saturated, strict=True):
+        for tensor, part, exponent, grow, keep in zip(self.layout.tensors, parts, used, saturated, large, strict=True):
             arrays.append(self._mean(tensor, part, exponent, int(total.total_weight)))
-            following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), grows=bool(grows)))
-        return arrays, self._lanes_to_metrics(total.vector[at + 2 * count :], int(total.total_weight)), tuple(following)
+            floor = exponent + 1 if grow else exponent if keep else exponent - 1
+            following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), floor))
+        return arrays, self._lanes_to_metrics(total.vector[at + 3 * count :], int(total.total_weight)), tuple(following)
 
     def encode_metrics(self, metrics: Mapping[str, float]) -> I64:
         """Metrics alone; see codec.Codec."""
@@ -186,16 +187,16 @@ class FixedPointCodec:
 
     # Tensors.
 
-    def _quantise(self, tensor: Tensor, array: NDArray[Any], exponent: int, out: I64) -> int:
-        """Write one tensor's integers, shape (size,); returns how many saturated."""
+    def _quantise(self, tensor: Tensor, array: NDArray[Any], exponent: int, out: I64) -> tuple[int, int]:
+        """Write one tensor's integers, shape (size,); returns how many saturated, and how many are beyond half."""
         if tensor.kind == "integer":
             self._check_integers(tensor, array)
             out[:] = array.reshape(-1)
-            return 0
+            return 0, 0
         bits = self._bits(tensor)
         values: Floats = np.ascontiguousarray(array.reshape(-1), _compiled_dtype(tensor))
         limit, top = REFUSED_AT * 2.0**exponent, float((1 << (bits - 1)) - 1)
-        saturated, refused = round_scaled(values, 2.0 ** (bits - 1 - exponent), limit, top, out)
+        large, saturated, refused = round_scaled(values, 2.0 ** (bits - 1 - exponent), limit, top, out)
         if refused:
             self._refuse(tensor, values, limit)
         if saturated:
@@ -206,7 +207,7 @@ class FixedPointCodec:
                 tensor.name,
                 2.0**exponent,
             )
-        return saturated
+        return saturated, large
 
     def _refuse(self, tensor: Tensor, values: NDArray[Any], limit: float) -> None:
         if not np.isfinite(values).all():
@@ -259,15 +260,19 @@ class FixedPointCodec:
         bits = math.frexp(float(np.abs(array).max()))[1]
         return min(max(least, bits + HEADROOM_BITS), MAX_EXPONENT)
 
-    def _next_exponent(self, tensor: Tensor, sums: I64, exponent: int, total: int, *, grows: bool) -> int:
-        """From the sums' integers alone, so that every client finds the same on every machine."""
+    def _next_exponent(self, tensor: Tensor, sums: I64, exponent: int, total: int, floor: int) -> int:
+        """From the sums' integers alone, so that every client finds the same on every machine.
+
+        The mean may be far smaller than the values behind it. So the range is not less than ``floor``: it doubles after
+        values saturated, and halves, at most, only after a round whose every value fits half of it.
+        """
         least = self._least_exponent(tensor)
         if tensor.kind == "integer":
             return least
         magnitude = -(-largest_magnitude(sums) // total)  # of the mean, in steps, rounded up
         bits = (magnitude - 1).bit_length() if magnitude else 0
         wanted = bits + HEADROOM_BITS + exponent - (self._bits(tensor) - 1)
-        return min(max(least, wanted, exponent + 1 if grows else least), MAX_EXPONENT)
+        return min(max(least, wanted, floor), MAX_EXPONENT)
 
     def _used_scales(self, sums: I64, total: int, own: Scales | None) -> Scales:
         """The scales that this sum's participants used: the own ones, which are compared, or else theirs."""

@@ -146,12 +146,25 @@ def test_ranges_are_four_times_the_largest_magnitude_or_more_and_at_least_one() 
 def test_the_next_ranges_follow_from_integers_alone() -> None:
     layout = _layout(("w", "float32", (1,), "parameter"))
     codec = FixedPointCodec(layout, 24)
-    sums = np.array([0, 9, 0], np.int64)  # value, exponent, saturated; at 3 clients and 2**3
-    for mean, exponent in ((0, 0), (2**20, 2), (2**20 + 1, 3), (2**23 - 1, 5)):
+    sums = np.array([0, 9, 0, 0], np.int64)  # value, exponent, saturated, large; at 3 clients and 2**3
+    for mean, exponent in ((0, 2), (2**20, 2), (2**20 + 1, 3), (2**23 - 1, 5)):
         sums[0] = -3 * mean
         assert codec.decode_model(Sum(sums, 3), (3,))[2] == (exponent,)
     sums[0] = -3 * 2**20 - 1  # a third of a step above counts
     assert codec.decode_model(Sum(sums, 3), (3,))[2] == (3,)
+
+
+def test_a_range_halves_only_after_a_round_that_fits_half_of_it() -> None:
+    layout = _layout(("w", "float32", (2,), "parameter"))
+    codec, seen = FixedPointCodec(layout, 24), list[int]()
+    scales: Scales = (3,)
+    # Two clients that pull in opposite directions: their mean is 0, and their values are not.
+    for pull in (7.0, 4.5, 3.9, 3.9, 1.0, 0.1, 0.1, 0.1):
+        arrays = [np.array([pull * sign, 0], np.float32) for sign in (1, -1)]
+        vectors = [codec.encode_model([a], {}, scales) for a in arrays]
+        scales = codec.decode_model(_sum(vectors, [1, 1]), scales)[2]
+        seen.append(scales[0])
+    assert seen == [3, 3, 2, 2, 1, 0, 0, 0]
 
 
 def test_saturation_is_counted_said_and_doubles_the_range(caplog: pytest.LogCaptureFixture) -> None:
@@ -165,7 +178,7 @@ def test_saturation_is_counted_said_and_doubles_the_range(caplog: pytest.LogCapt
     assert [r.getMessage() for r in caplog.records] == [
         "3 of 4 values of tensor 'w' are beyond +-1 and are sent as that; its range doubles next round"
     ]
-    assert vector[-2:].tolist() == [3, 0]
+    assert vector[-4:].tolist() == [3, 0, 4, 0]  # saturated; beyond half, which 0.5 would be of half the range
     averages, _, following = codec.decode_model(
         _sum([vector, codec.encode_model([zeros, zeros], {}, scales)], [1, 7]), scales
     )
@@ -241,10 +254,10 @@ def test_participants_with_other_ranges_are_noticed() -> None:
 def test_digits_that_no_integers_have_are_noticed() -> None:
     codec = FixedPointCodec(_layout(("n", "int64", (1,), "integer"), metrics=("loss",)), 24)
     for low, top, metric in ((-1, 0, 0), (0, 3 * 2**9 + 1, 0), (0, -3 * 2**9 - 1, 0), (0, 0, -1)):
-        vector = np.array([low, top, 3 * 32, 0, metric, 0, 3], np.int64)
+        vector = np.array([low, top, 3 * 32, 0, 0, metric, 0, 3], np.int64)
         with pytest.raises(UploadError, match="out of range"):
             codec.decode_model(Sum(vector, 3), (32,))
-    assert codec.decode_model(Sum(np.array([0, 3 * 2**8, 3 * 32, 0, 0, 0, 3]), 3), (32,))[0][0].tolist() == [2**31]
+    assert codec.decode_model(Sum(np.array([0, 3 * 2**8, 3 * 32, 0, 0, 0, 0, 3]), 3), (32,))[0][0].tolist() == [2**31]
 
 
 @pytest.mark.parametrize("vector", [[-1, 0], [2**16, 0], [0, 0x7FC0]], ids=["negative", "large", "a NaN"])

@@ -59,17 +59,18 @@ def fixed_point_fedavg(trainers: dict[str, Walk], weights: dict[str, int], preci
         averages: Arrays = []
         for k in range(2):
             step, top = Fraction(2) ** (exponents[k] - precision + 1), 2 ** (precision - 1) - 1
-            sums, saturated = [], False
+            sums, largest = [], 0
             for i in np.ndindex(model[k].shape):
                 cells = {name: round(Fraction(float(a[k][i])) / step) for name, a in trained.items()}
-                saturated = saturated or any(abs(c) > top for c in cells.values())
+                largest = max(largest, *(abs(c) for c in cells.values()))
                 sums.append(sum(weights[name] * min(max(c, -top), top) for name, c in cells.items()))
             mean = np.array([float(s * step / total) for s in sums]).astype(model[k].dtype).reshape(model[k].shape)
             averages.append(mean)
             magnitude, exponent = max(Fraction(abs(s), total) for s in sums), 0
             while 2**exponent < 4 * -(-magnitude.numerator // magnitude.denominator) * step:
                 exponent += 1
-            exponents[k] = max(exponent, exponents[k] + 1 if saturated else 0)
+            change = 1 if largest > top else 0 if 2 * largest > top else -1
+            exponents[k] = max(exponent, exponents[k] + change)
         counted = Fraction(sum(weights[name] * int(a[2]) for name, a in trained.items()), total)
         model = [*averages, np.array(round(counted), np.int64)]
     return model

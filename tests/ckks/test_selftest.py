@@ -72,7 +72,7 @@ def _broken(kernel: Callable[..., Any], argument: int | None) -> Callable[..., A
             out[out.size // 2] += np.asarray(1, out.dtype)  # one wrong value somewhere in the middle
             return result
         if isinstance(result, tuple):
-            return result[0] + 1, result[1]
+            return result[0], result[1] + 1, result[2]
         return not result if isinstance(result, bool) else result + 1
 
     return wrong
