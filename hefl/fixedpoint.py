@@ -5,7 +5,7 @@ A tensor has a range 2**e and a number of bits b: a value is round(value / step)
 is more than the precision, an integer is cut into digits of precision - 1 bits, each in a lane of its own: the low
 ones from 0 up, the top one signed. So sums of digits recombine to the sum of integers, exactly.
 
-The exponents e are the state that clients share, one for each tensor. They follow from the last global model, so all
+The exponents e are the state that clients share, one for each tensor. They follow from the last sum's integers, so all
 clients have the same; they also travel, beside the values, for one who has no last model. They are plain tuples:
 nothing in a codec changes from round to round.
 """
