@@ -24,13 +24,17 @@ Metrics = dict[str, float | None]
 """By name; None where no client had a number."""
 
 
+Scales = tuple[int, ...]
+"""Each tensor's range as a power of two, which all clients share; empty for engines that need none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sum:
     """A decrypted weighted sum.
 
     Attributes:
-        vector: sum_i weight_i * vector_i, shape (values,).
-        total_weight: sum_i weight_i over those who are in it.
+        vector: sum_i weight_i * vector_i, shape (values,); int64 and exact where the engine is.
+        total_weight: sum_i weight_i over those who are in it; then an int.
     """
 
     vector: NDArray[Any]
@@ -46,19 +50,30 @@ class Codec(Protocol):
     def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Initial arrays, to the bit. Raises as encode_model: no later round could hold what this one cannot."""
 
-    def decode_initial(self, total: Sum) -> Arrays:
-        """Inverse of encode_initial. Raises MalformedError where the words are not words."""
+    def decode_initial(self, total: Sum) -> tuple[Arrays, Scales]:
+        """Inverse of encode_initial, and the scales of the first round.
 
-    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float]) -> NDArray[Any]:
-        """A trained model and its metrics.
+        Raises:
+            ProtocolError: The words are not words.
+        """
+
+    def encode_model(
+        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+    ) -> NDArray[Any]:
+        """A trained model and its metrics, at the scales that came with the model that it was trained from.
 
         Raises:
             NotFiniteError: A value is NaN or infinite; names the tensor.
             OutOfRangeError: A value is beyond what the engine can hold; names the tensor.
         """
 
-    def decode_model(self, total: Sum) -> tuple[Arrays, Metrics]:
-        """The averages."""
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+        """The averages, and the scales of the next round.
+
+        Args:
+            total: Of vectors from encode_model.
+            scales: Those that they were encoded at; None where this client has no model of the round before.
+        """
 
     def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
         """Metrics alone; what is missing or not finite is left out of the average."""
@@ -92,7 +107,7 @@ class FloatCodec:
         self._check(self.layout.flatten(arrays))
         return self.layout.to_words(arrays).astype(np.float64)
 
-    def decode_initial(self, total: Sum) -> Arrays:
+    def decode_initial(self, total: Sum) -> tuple[Arrays, Scales]:
         """Inverse of encode_initial."""
         vector = total.vector.astype(np.float64) / total.total_weight
         words = np.rint(vector)
@@ -106,19 +121,21 @@ class FloatCodec:
                 "the initial model does not decrypt to 16-bit words",
                 hint="is this client's key the sender's?",
             )
-        return self.layout.from_words(words.astype(np.uint16))
+        return self.layout.from_words(words.astype(np.uint16)), ()
 
-    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float]) -> NDArray[np.float64]:
+    def encode_model(
+        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+    ) -> NDArray[np.float64]:
         """A trained model and its metrics; see Codec."""
         vector = self.layout.flatten(arrays)
         self._check(vector)
         return np.concatenate([vector, pairs(metrics, self.layout.metrics)])
 
-    def decode_model(self, total: Sum) -> tuple[Arrays, Metrics]:
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
         """The averages; see Codec."""
         vector = total.vector.astype(np.float64)
         model, tail = vector[: self.layout.size], vector[self.layout.size :]
-        return self.layout.unflatten(model / total.total_weight), averages(tail, self.layout.metrics)
+        return self.layout.unflatten(model / total.total_weight), averages(tail, self.layout.metrics), ()
 
     def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[np.float64]:
         """Metrics alone; see Codec."""

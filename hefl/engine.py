@@ -96,21 +96,24 @@ class Engine(Protocol):
     def codec(self, layout: Layout) -> Codec:
         """How a model and its metrics become a vector for this engine."""
 
-    def block_count(self, values: int) -> int:
-        """Blocks of an update of so many values."""
+    def block_count(self, attempt: Attempt) -> int:
+        """Blocks of an update of this attempt, and of its sum."""
 
-    def max_block_bytes(self) -> int:
+    def max_block_bytes(self, attempt: Attempt) -> int:
         """No honest block, of an update or of a sum, is longer."""
 
+    def tag_bytes(self, attempt: Attempt) -> int:
+        """Length of an update's tag, and of a sum's; 0 where the engine cannot authenticate."""
+
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
-        """Encrypt a vector of shape (attempt.values,), block by block."""
+        """Encrypt a vector of shape (attempt.values,) that this engine's codec made, block by block."""
 
     def aggregator(self, public: PublicContext, attempt: Attempt) -> Aggregator:
         """An empty sum."""
 
     def decrypt(
         self,
-        blocks: Iterator[bytes],
+        blocks: Blocks,
         tag: bytes,
         secret: SecretContext,
         attempt: Attempt,
@@ -120,10 +123,12 @@ class Engine(Protocol):
 
         Raises:
             MalformedError: A block does not parse.
+            TamperError: The engine verifies, and this is not the announced sum; it was not decrypted.
+            UploadError: A participant encrypted what the protocol does not allow.
         """
 
 
-ENGINES = ("tenseal", "plaintext")
+ENGINES = ("packed", "tenseal", "plaintext")
 DEFAULT_ENGINE = "tenseal"
 
 
@@ -133,6 +138,10 @@ def load_engine(name: str, *, insecure_plaintext: bool = False) -> Engine:
     Raises:
         EngineError: There is none, or it is ``plaintext`` and was not explicitly allowed.
     """
+    if name == "packed":
+        from hefl.ckks.packed import PackedEngine
+
+        return PackedEngine()
     if name == "tenseal":
         from hefl.ckks.slots import SlotsEngine
 

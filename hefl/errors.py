@@ -20,13 +20,16 @@
     ├── ProtocolError               4   the peer broke the protocol
     │   ├── MalformedError              bytes that do not parse, or too few, or too many
     │   ├── StaleError                  of another round or attempt
-    │   └── ConflictError               contradicts what was said before
+    │   ├── ConflictError               contradicts what was said before
+    │   ├── TamperError                 a sum that is not the announced one
+    │   └── UploadError                 a participant encrypted what the protocol does not allow
     ├── UnreachableError            5   nobody answers, or not in time
     ├── NameInUseError              1   another live client has this name
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
     ├── TrainerError                1   the user's trainer failed or does not fit
+    ├── KernelError                 1   compiled code or a random source that fails its check
     └── StoppedError                1   the run ended without this client
 
 The number is the command's exit code. The first line of a docstring is what a person reads where nothing better
@@ -152,6 +155,22 @@ class ConflictError(ProtocolError):
     http_status = 409
 
 
+class TamperError(ProtocolError):
+    """The aggregate is not the announced weighted sum of this attempt's updates.
+
+    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``own-seed``,
+    ``tag``.
+    """
+
+    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:
+        self.check = check
+        super().__init__(message, hint=hint)
+
+
+class UploadError(ProtocolError):
+    """A participant's upload is out of range; the sum is genuine, and means nothing."""
+
+
 class UnreachableError(HeflError):
     """Nobody answers, or not in time."""
 
@@ -179,6 +198,10 @@ class StateError(HeflError):
 
 class TrainerError(HeflError):
     """The trainer failed, or does not do what a trainer must."""
+
+
+class KernelError(HeflError):
+    """Compiled code or a source of randomness failed its check."""
 
 
 class StoppedError(HeflError):

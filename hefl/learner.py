@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.ckks.context import SecretContext
-from hefl.codec import Exchange, Metrics, Sum
+from hefl.codec import Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector
-from hefl.errors import EngineError, LayoutError, StaleError
+from hefl.errors import EngineError, LayoutError, StaleError, TamperError, UploadError
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
@@ -33,10 +33,12 @@ class GlobalModel:
     Attributes:
         round: 0 for the initial one.
         arrays: In the layout's order.
+        scales: At which the next round is encoded; empty where the engine needs none.
     """
 
     round: int
     arrays: Arrays
+    scales: Scales = ()
 
 
 class Learner:
@@ -81,6 +83,7 @@ class Learner:
         self._codec = engine.codec(self.layout)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+        self._sent: tuple[bytes, set[bytes]] = (b"", set())
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector that this model makes for an exchange."""
@@ -99,7 +102,10 @@ class Learner:
         vector = self._vector(announcement)
         self._keep(f"sent-{announcement.round}", vector, announcement)
         with self.timings.phase("encrypt"):
-            write_update(file, vector, self._secret, self.engine, announcement, self.name)
+            seal = write_update(file, vector, self._secret, self.engine, announcement, self.name)
+        if self._sent[0] != announcement.ctx:
+            self._sent = (announcement.ctx, set())
+        self._sent[1].add(seal.seed)
 
     def _check(self, announcement: Announcement) -> None:
         if announcement.engine != self.engine.name:
@@ -109,6 +115,14 @@ class Learner:
         expected = self.values(announcement.exchange)
         if announcement.values != expected:
             raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+
+    def _check_own(self, record: Record) -> None:
+        """In a sum of an attempt that this client has encrypted for, its own update stands as it made it, or not."""
+        ctx, seeds = self._sent
+        if ctx != record.announcement.ctx:
+            return
+        if any(m.name == self.name and m.seed not in seeds for m in record.as_members()):
+            raise TamperError("the sum holds an update of this client's name that it did not make", check="own-seed")
 
     def _vector(self, announcement: Announcement) -> Vector:
         if announcement.exchange == "initial":
@@ -125,7 +139,7 @@ class Learner:
                 return self._codec.encode_metrics(metrics)
         arrays, metrics = self._train(self.model)
         with self.timings.phase("quantise"):
-            return self._codec.encode_model(arrays, metrics)
+            return self._codec.encode_model(arrays, metrics, self.model.scales)
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
         with self.timings.phase("evaluate"), threadpool_limits(1):
@@ -144,26 +158,42 @@ class Learner:
     def accept(self, source: wire.Source, record: Record) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
-        The metrics are of the model that the round started from.
+        The metrics are of the model that the round started from. Where a participant's upload made the sum useless,
+        the round counts and the model stays, for every client alike; then there are no metrics.
 
         Raises:
-            ProtocolError, MismatchError: It is not what the record says, or does not decrypt.
+            ProtocolError, MismatchError: It is not what the record says, or does not decrypt, or is useless and there
+                is no model that could stay.
         """
         announcement = record.announcement
         self._check(announcement)
-        with self.timings.phase("decrypt"):
-            total = read_aggregate(source, self._secret, self.engine, announcement, record)
-            self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
-            if announcement.exchange == "closing":
-                return self._codec.decode_metrics(total)
-            arrays, metrics = self._decode(total, announcement)
-            self.model = GlobalModel(announcement.round, arrays)
-            return metrics
+        self._check_own(record)
+        try:
+            with self.timings.phase("decrypt"):
+                return self._accept(
+                    read_aggregate(source, self._secret, self.engine, announcement, record), announcement
+                )
+        except UploadError as error:
+            if self.model is None or self.model.round != announcement.round - 1:
+                raise
+            log.error("round %d changes nothing: %s", announcement.round, error.message)
+            if announcement.exchange == "training":
+                self.model = replace(self.model, round=announcement.round)
+            return dict.fromkeys(self.layout.metrics)
 
-    def _decode(self, total: Sum, announcement: Announcement) -> tuple[Arrays, Metrics]:
+    def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
+        self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
+        if announcement.exchange == "closing":
+            return self._codec.decode_metrics(total)
+        self.model, metrics = self._decode(total, announcement)
+        return metrics
+
+    def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
         if announcement.exchange == "initial":
-            return self._codec.decode_initial(total), {}
-        return self._codec.decode_model(total)
+            return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
+        before = self.model.scales if self.model and self.model.round == announcement.round - 1 else None
+        arrays, metrics, scales = self._codec.decode_model(total, before)
+        return GlobalModel(announcement.round, arrays, scales), metrics
 
     def save(self, path: Path) -> None:
         """Write the global model as .npz: names, shapes and dtypes as the trainer has them; no pickle.

@@ -71,3 +71,19 @@ SLOTS_MAX_NUM_EXAMPLES = 2**24
 SLOTS_LEAST_SHARE = 2.0**-10
 """The ``tenseal`` engine refuses a sum of clients with less than this of the announced weight: its noise, about 1e-9,
 is divided by their share."""
+
+NOISE_BOUND = 21
+"""eta of the centred binomial: no noise is larger."""
+
+NOISE_VARIANCE = (9.0, 12.0)
+"""A block's noise has variance 10.5; outside this, 6.5 standard deviations away for the smallest ring, it is broken."""
+
+PRECISION_BITS = 24
+PRECISION_BITS_RANGE = (8, 40)
+"""Bits of a fixed-point value of the ``packed`` engine, its sign included."""
+
+WEIGHT_BUDGET = 2**16
+"""Integer weights are exact up to this total, and rounded to it above."""
+
+TAG_REPEATS = 3
+"""Independent hashes modulo each prime in a tag: a forgery passes with probability (2/q)**3."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,13 +30,17 @@ class PlaintextEngine:
         """Floating-point values that float32 can hold."""
         return FloatCodec(layout, float(np.finfo(np.float32).max))
 
-    def block_count(self, values: int) -> int:
+    def block_count(self, attempt: Attempt) -> int:
         """One block for 2**18 values."""
-        return -(-values // BLOCK)
+        return -(-attempt.values // BLOCK)
 
-    def max_block_bytes(self) -> int:
+    def max_block_bytes(self, attempt: Attempt) -> int:
         """Four bytes a value."""
         return 4 * BLOCK
+
+    def tag_bytes(self, attempt: Attempt) -> int:
+        """None: sums are not authenticated."""
+        return 0
 
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
         """Write the vector as little-endian float32; see engine.Engine."""
@@ -50,7 +54,7 @@ class PlaintextEngine:
 
     def decrypt(
         self,
-        blocks: Iterator[bytes],
+        blocks: Blocks,
         tag: bytes,
         secret: SecretContext,
         attempt: Attempt,
@@ -58,7 +62,7 @@ class PlaintextEngine:
     ) -> Sum:
         """Read the sum of (weight_i / announced total) * vector_i; see engine.Engine."""
         out = np.empty(attempt.values, np.float32)
-        for k, block in enumerate(blocks):
+        for k, block in enumerate(blocks()):
             part = out[k * BLOCK : (k + 1) * BLOCK]
             part[:] = _parse(block, part.size)
         return Sum(out, math.fsum(m.weight for m in members) / math.fsum(attempt.weights.values()))

@@ -31,23 +31,28 @@ def write_update(
     engine: Engine,
     announcement: Announcement,
     name: str,
-) -> bytes:
-    """Encrypt a vector into a file as ``name``'s update; returns the frame's digest."""
+) -> Seal:
+    """Encrypt a vector into a file as ``name``'s update; returns its seal, by which its owner knows it again."""
     attempt = announcement.as_attempt()
-    header = wire.Header.of("update", secret.identity, announcement, engine.block_count(attempt.values), name)
-    writer = wire.Writer(file, header)
-    return writer.finish(engine.encrypt(vector, secret, attempt, name, writer.block))
+    header = wire.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
+    writer = wire.Writer(file, header, tag_bytes=engine.tag_bytes(attempt))
+    seal = engine.encrypt(vector, secret, attempt, name, writer.block)
+    writer.finish(seal)
+    return seal
 
 
 def max_update_bytes(engine: Engine, announcement: Announcement) -> int:
     """No honest update of this attempt is longer."""
-    return wire.max_bytes(engine.block_count(announcement.values), engine.max_block_bytes())
+    attempt = announcement.as_attempt()
+    blocks, longest = engine.block_count(attempt), engine.max_block_bytes(attempt)
+    return wire.max_bytes(blocks, longest, tag_bytes=engine.tag_bytes(attempt))
 
 
 def max_aggregate_bytes(engine: Engine, announcement: Announcement) -> int:
     """No honest aggregate of this attempt is longer."""
-    blocks = engine.block_count(announcement.values)
-    return wire.max_bytes(blocks, engine.max_block_bytes(), len(announcement.participants))
+    attempt = announcement.as_attempt()
+    blocks, longest = engine.block_count(attempt), engine.max_block_bytes(attempt)
+    return wire.max_bytes(blocks, longest, len(announcement.participants), engine.tag_bytes(attempt))
 
 
 class Summation:
@@ -67,7 +72,7 @@ class Summation:
         Raises:
             MismatchError, EngineError, StaleError, ConflictError, MalformedError: As wire.Header.check.
         """
-        blocks = self._engine.block_count(self._attempt.values)
+        blocks = self._engine.block_count(self._attempt)
         frame.header.check(wire.Header.of("update", self._identity, self._announcement, blocks, name))
         if frame.members:
             raise MalformedError("an update with a list of members")
@@ -92,8 +97,9 @@ class Summation:
         """
         members = [self._members[name] for name in self._attempt.weights if name in self._members]
         _check_members(self._announcement, members)
-        blocks = self._engine.block_count(self._attempt.values)
-        writer = wire.Writer(file, wire.Header.of("aggregate", self._identity, self._announcement, blocks), members)
+        blocks = self._engine.block_count(self._attempt)
+        header = wire.Header.of("aggregate", self._identity, self._announcement, blocks)
+        writer = wire.Writer(file, header, members, self._engine.tag_bytes(self._attempt))
         tag = self._aggregator.finish(writer.block)
         digest = writer.finish(Seal(tag=tag))
         return Record(
@@ -118,11 +124,11 @@ def read_aggregate(
         ConflictError: Its members or digest are not the record's; or its members were not announced, or are too few.
     """
     frame, attempt = wire.open_frame(source), announcement.as_attempt()
-    frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt.values)))
+    frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt)))
     if record and (record.digest != frame.digest.hex() or record.as_members() != list(frame.members)):
         raise ConflictError("the aggregate is not the one that its record describes")
     _check_members(announcement, frame.members)
-    return engine.decrypt(frame.blocks(), frame.seal.tag, secret, attempt, frame.members)
+    return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
 
 
 def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:

@@ -38,7 +38,7 @@ def test_the_announced_length_is_the_encoded_one(metrics: list[str]) -> None:
     codec = FloatCodec(describe(MODEL, metrics), LIMIT)
     encoded: dict[Exchange, Array] = {
         "initial": codec.encode_initial(MODEL),
-        "training": codec.encode_model(MODEL, METRICS),
+        "training": codec.encode_model(MODEL, METRICS, ()),
         "closing": codec.encode_metrics(METRICS),
     }
     for exchange, vector in encoded.items():
@@ -54,8 +54,9 @@ def test_initial_arrays_survive_an_approximate_sum_to_the_bit(seed: int, weight:
     words = CODEC.encode_initial(MODEL)
     assert ((words >= 0) & (words <= 0xFFFF) & (words % 1 == 0)).all()
     noise = np.random.default_rng(seed).uniform(-0.2, 0.2, words.shape)
-    back = CODEC.decode_initial(Sum((words + noise) * weight, weight))
+    back, scales = CODEC.decode_initial(Sum((words + noise) * weight, weight))
     assert [(a.dtype, a.shape, a.tobytes()) for a in back] == [(a.dtype, a.shape, a.tobytes()) for a in MODEL]
+    assert scales == ()
 
 
 @pytest.mark.parametrize("wrong", [-1.0, 65536.0, 0.5, math.nan, 1e300])
@@ -70,11 +71,11 @@ def test_a_sum_that_is_no_16_bit_word_is_refused(wrong: float) -> None:
 
 
 def test_a_model_alone_in_a_sum_comes_back_with_its_dtypes() -> None:
-    arrays, metrics = CODEC.decode_model(Sum(CODEC.encode_model(MODEL, METRICS), 1.0))
+    arrays, metrics, scales = CODEC.decode_model(Sum(CODEC.encode_model(MODEL, METRICS, ()), 1.0), ())
     for back, array in zip(arrays, MODEL, strict=True):
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
-    assert metrics == METRICS
+    assert (metrics, scales) == (METRICS, ())
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=5), st.integers(0, 2**32 - 1))
@@ -84,8 +85,8 @@ def test_a_weighted_sum_decodes_to_numpys_weighted_mean(weights: list[int], seed
     codec = FloatCodec(layout, LIMIT)
     models = [rng.normal(size=(2, 3)) for _ in weights]
     losses = rng.uniform(0, 5, len(weights))
-    rows = [codec.encode_model([m], {"loss": x}) * w for m, x, w in zip(models, losses, weights, strict=True)]
-    (mean,), metrics = codec.decode_model(Sum(np.sum(rows, axis=0), float(sum(weights))))
+    rows = [codec.encode_model([m], {"loss": x}, ()) * w for m, x, w in zip(models, losses, weights, strict=True)]
+    (mean,), metrics, _ = codec.decode_model(Sum(np.sum(rows, axis=0), float(sum(weights))), ())
     np.testing.assert_allclose(mean, weighted_mean(models, weights), rtol=0, atol=1e-12)
     assert metrics["loss"] == pytest.approx(float(np.average(losses, weights=weights)))
 
@@ -93,7 +94,7 @@ def test_a_weighted_sum_decodes_to_numpys_weighted_mean(weights: list[int], seed
 @pytest.mark.parametrize("halves", [1, 3, 5, -1, -3])
 def test_a_mean_of_integers_is_rounded_half_to_even(halves: int) -> None:
     codec = FloatCodec(describe([np.zeros(1, np.int32)], []), LIMIT)
-    (back,), _ = codec.decode_model(Sum(np.array([float(halves)]), 2.0))
+    (back,), _, _ = codec.decode_model(Sum(np.array([float(halves)]), 2.0), ())
     assert back.dtype == np.int32
     assert back.tolist() == [round(halves / 2)]
 
@@ -111,7 +112,7 @@ def test_a_value_that_is_not_finite_is_refused_and_located(
     bad: float, tensor: int, index: tuple[int, ...], where: str
 ) -> None:
     with pytest.raises(NotFiniteError, match=where):
-        CODEC.encode_model(changed(tensor, index, bad), METRICS)
+        CODEC.encode_model(changed(tensor, index, bad), METRICS, ())
 
 
 @pytest.mark.parametrize("value", [LIMIT, -LIMIT, 2 * LIMIT])
@@ -120,23 +121,23 @@ def test_a_value_at_the_engines_limit_is_refused_and_located(
     value: float, tensor: int, index: tuple[int, ...], name: str
 ) -> None:
     with pytest.raises(OutOfRangeError, match=rf"tensor '{name}', index \({index[0]}, ?"):
-        CODEC.encode_model(changed(tensor, index, value), METRICS)
+        CODEC.encode_model(changed(tensor, index, value), METRICS, ())
 
 
 def test_the_largest_value_below_the_limit_is_sent() -> None:
     below = float(np.nextafter(np.float32(LIMIT), np.float32(0)))
-    assert below in CODEC.encode_model(changed(0, (0, 0), below), METRICS)
+    assert below in CODEC.encode_model(changed(0, (0, 0), below), METRICS, ())
 
 
 def test_no_refusal_shows_the_value() -> None:
     with pytest.raises(OutOfRangeError) as caught:
-        CODEC.encode_model(changed(0, (0, 0), 777777.0), METRICS)
+        CODEC.encode_model(changed(0, (0, 0), 777777.0), METRICS, ())
     assert "777777" not in f"{caught.value} {caught.value.hint}"
 
 
 def test_arrays_of_another_layout_are_refused() -> None:
     with pytest.raises(LayoutError, match="'weight'"):
-        CODEC.encode_model([MODEL[0].astype(np.float64), *MODEL[1:]], METRICS)
+        CODEC.encode_model([MODEL[0].astype(np.float64), *MODEL[1:]], METRICS, ())
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------

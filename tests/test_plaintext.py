@@ -35,11 +35,11 @@ def test_a_sum_is_numpys_in_float32(public: PublicContext) -> None:
 
 def test_values_that_float32_cannot_hold_are_refused() -> None:
     codec = ENGINE.codec(describe([np.zeros(1)], [], ["weight"]))
-    codec.encode_model([np.array([1e38])], {})
+    codec.encode_model([np.array([1e38])], {}, ())
     with pytest.raises(OutOfRangeError, match="'weight'"):
-        codec.encode_model([np.array([1e39])], {})
+        codec.encode_model([np.array([1e39])], {}, ())
     with pytest.raises(NotFiniteError, match="'weight'"):
-        codec.encode_model([np.array([np.nan])], {})
+        codec.encode_model([np.array([np.nan])], {}, ())
 
 
 def test_sums_are_not_said_to_be_verified() -> None:

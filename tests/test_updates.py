@@ -356,7 +356,8 @@ def test_no_update_and_no_aggregate_is_longer_than_its_bound(
     engine = load_engine(name, insecure_plaintext=True)
     attempt = announcement(WEIGHTS, engine=name, values=values)
     rng = np.random.default_rng(0)
-    updates = {n: update(engine, secret, attempt, n, rng.normal(size=values)) for n in WEIGHTS}
+    dtype = np.int64 if name == "packed" else np.float64
+    updates = {n: update(engine, secret, attempt, n, rng.normal(0, 100, values).astype(dtype)) for n in WEIGHTS}
     data, _ = summed(engine, public, attempt, updates)
     assert max(map(len, updates.values())) <= max_update_bytes(engine, attempt)
     assert len(data) <= max_aggregate_bytes(engine, attempt)

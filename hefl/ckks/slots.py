@@ -44,13 +44,17 @@ class SlotsEngine:
         """Floating-point values, each below 2**18."""
         return FloatCodec(layout, SLOTS_LIMIT)
 
-    def block_count(self, values: int) -> int:
+    def block_count(self, attempt: Attempt) -> int:
         """One ciphertext for N/2 values."""
-        return -(-values // SLOTS)
+        return -(-attempt.values // SLOTS)
 
-    def max_block_bytes(self) -> int:
+    def max_block_bytes(self, attempt: Attempt) -> int:
         """Two polynomials of two limbs in 8-byte words, and room for SEAL's and TenSEAL's headers."""
         return 2 * len(SLOTS_RING.limb_bits) * SLOTS_RING.degree * 8 + 1024
+
+    def tag_bytes(self, attempt: Attempt) -> int:
+        """None: sums are not authenticated."""
+        return 0
 
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
         """Encrypt chunk by chunk with the secret key; see engine.Engine."""
@@ -69,7 +73,7 @@ class SlotsEngine:
 
     def decrypt(
         self,
-        blocks: Iterator[bytes],
+        blocks: Blocks,
         tag: bytes,
         secret: SecretContext,
         attempt: Attempt,
@@ -78,7 +82,7 @@ class SlotsEngine:
         """Decrypt sum_i (weight_i / announced total) * vector_i; see engine.Engine."""
         context = open_secret(secret)
         out = np.empty(attempt.values, np.float64)
-        for k, block in enumerate(blocks):
+        for k, block in enumerate(blocks()):
             part = out[k * SLOTS : (k + 1) * SLOTS]
             part[:] = _parse(block, context, part.size, limbs=1).decrypt()
         return Sum(out, _share(attempt, [m.name for m in members]))

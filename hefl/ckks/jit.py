@@ -1,0 +1,157 @@
+"""Compiled kernels: how numba compiles them, and where their machine code is kept.
+
+numba loads its cache with pickle, so whoever can write there runs code as this user. Code is therefore kept only in
+a folder of the user's own that nobody else can write or exchange, and else compiled in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+from numba.core import event
+
+from hefl.errors import KernelError
+
+log = logging.getLogger("hefl")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PACKAGE = Path(__file__).parent
+_njit: Any = numba.njit
+_config: Any = numba.config
+_OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+
+KERNELS: list[str] = []
+"""Every kernel's module and name; ``selftest`` must have a check for each."""
+
+
+def kernel(function: F) -> F:
+    """Compile a function with numba: no GIL, no bounds checks; callers check shapes.
+
+    numba promotes uint32 * uint32 to uint64, so kernels cast every product that must wrap back to uint32. A loop
+    over two slices vectorises where one over an array and two indices does not.
+    """
+    KERNELS.append(f"{function.__module__}.{function.__name__}")
+    folder = cache_folder()
+    if folder is not None:
+        with _numba_cache(folder):
+            compiled = _njit(cache=True, **_OPTIONS)(function)
+        # numba tries other folders where ours fails, and takes the user's word on which; those were not checked.
+        if Path(compiled.stats.cache_path).is_relative_to(folder):
+            return compiled  # type: ignore[no-any-return]  # numba's own types follow its version
+        _say_uncached()
+    return _njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _numba_cache(folder: Path) -> Iterator[None]:
+    before, _config.CACHE_DIR = _config.CACHE_DIR, str(folder)
+    try:
+        yield
+    finally:
+        _config.CACHE_DIR = before
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Where compiled code is kept: in the user's cache, else inside the package; None where neither is safe.
+
+    The folder's name is a digest of the kernels' sources: numba itself does not notice a change in a kernel that
+    another module's kernel calls.
+    """
+    sources = hashlib.sha256()
+    for source in sorted(_PACKAGE.glob("*.py")):
+        sources.update(source.read_bytes())
+    name = f"kernels-{sources.hexdigest()[:16]}"
+    for base in (_home() / ".cache" / "hefl", _PACKAGE / "__pycache__"):
+        if base.is_absolute() and _make_private(base / name):
+            return base / name
+    _say_uncached()
+    return None
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # the user has none
+        return Path()
+
+
+def _make_private(folder: Path) -> bool:
+    """Make the folder, mode 0700, and say whether it is this user's and safe from everybody else."""
+    try:
+        for part in [p for p in (folder, *folder.parents) if not p.exists()][::-1]:
+            part.mkdir(mode=0o700, exist_ok=True)
+        return is_private(folder) and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def is_private(folder: Path) -> bool:
+    """Nobody but this user (and root) can write the folder, or put another in its place.
+
+    That is: it is this user's and not writable by group or others, and each folder above it is this user's or
+    root's, and not writable by others either, unless sticky.
+
+    Raises:
+        OSError: The folder cannot be examined.
+    """
+    folder, user = folder.resolve(strict=True), os.geteuid()
+    status = folder.stat()
+    if status.st_uid != user or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return False
+    for above in folder.parents:
+        status = above.stat()
+        shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (user, 0) or shared:
+            return False
+    return True
+
+
+@functools.cache
+def _say_uncached() -> None:
+    log.warning("no folder is safe to keep compiled code in: it is compiled in memory, at every start")
+
+
+class _Notice(event.Listener):
+    """Says why a first start takes long, when numba begins to compile."""
+
+    def on_start(self, event: Any) -> None:
+        _say_compiling()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+@functools.cache
+def _say_compiling() -> None:
+    log.info("compiling the encryption for this machine; this takes some seconds, and once")
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Within the block, a person who waits for a compiler sees why."""
+    with event.install_listener("numba:compile", _Notice()):
+        yield
+
+
+def require(holds: bool, name: str) -> None:
+    """Refuse a kernel whose known answers are wrong.
+
+    Raises:
+        KernelError: ``holds`` is false.
+    """
+    if not holds:
+        raise KernelError(
+            f"the compiled kernel {name!r} computes wrong values on this machine; nothing was encrypted",
+            hint="delete the cache folder of hefl, and report this machine with the versions of numba and llvmlite",
+        )

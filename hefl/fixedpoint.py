@@ -1,0 +1,312 @@
+"""Models as fixed-point integers, for engines whose sums are exact.
+
+A tensor has a range 2**e and a number of bits b: a value is round(value / step), step = 2**(e - b + 1), cut to
++-(2**(b-1) - 1). Parameters have the engine's precision, buffers 40 bits, integers a step of 1 and 33 bits. Where b
+is more than the precision, an integer is cut into digits of precision - 1 bits, each in a lane of its own: the low
+ones from 0 up, the top one signed. So sums of digits recombine to the sum of integers, exactly.
+
+The exponents e are the state that clients share, one for each tensor. They follow from the last sum's integers, so all
+clients have the same; they also travel, beside the values, for one who has no last model. They are plain tuples:
+nothing in a codec changes from round to round.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hefl.codec import Exchange, Metrics, Scales, Sum, pairs
+from hefl.errors import NotFiniteError, OutOfRangeError, UploadError
+from hefl.layout import Arrays, Layout, Tensor
+from hefl.params import METRIC_RANGE
+from hefl.quantise import I64, Floats, check_quantise, divide_scaled, largest_magnitude, round_scaled
+
+log = logging.getLogger("hefl")
+
+BUFFER_BITS = 40
+BUFFER_LEAST_EXPONENT = 10
+INTEGER_BITS = 33
+INTEGER_LIMIT = 2**31
+METRIC_BITS = 40
+METRIC_EXPONENT = int(math.log2(METRIC_RANGE))
+MAX_EXPONENT = 120
+"""Fits the smallest precision's lanes, and is far beyond what trains."""
+
+HEADROOM_BITS = 2
+"""A range is at least so many bits above the tensor's largest magnitude."""
+
+REFUSED_AT = 16.0
+"""Values beyond so many ranges are refused; what is less saturates."""
+
+
+class FixedPointCodec:
+    """A model, its metrics and its ranges as one int64 vector; see codec.Codec and the module.
+
+    The training vector has, for each tensor, one lane a value and digit, digit by digit from the low end; then an
+    exponent for each tensor; then for each tensor how many of its values saturated; then how many are beyond half the
+    range; then the metrics' digits, and for each metric 1 or 0 for whether there was one.
+
+    A learner keeps the scales that ``decode_initial`` or ``decode_model`` returned beside the arrays, and hands them
+    to the next round's ``encode_model`` and ``decode_model``. One that has none, because it was away, passes None to
+    ``decode_model`` and gets the same scales as everybody else. After an UploadError the model and its scales stay.
+    """
+
+    def __init__(self, layout: Layout, precision_bits: int) -> None:
+        self.layout = layout
+        self.precision_bits = precision_bits
+        self._digit_bits = precision_bits - 1
+        self._word_bits = next(bits for bits in (16, 8, 4) if bits < precision_bits)
+
+    def values(self, exchange: Exchange) -> int:
+        """Length of the vector."""
+        metrics = len(self.layout.metrics) * (self._digits(METRIC_BITS) + 1)
+        if exchange == "initial":
+            return (self.layout.nbytes + 1) // 2 * (16 // self._word_bits)
+        if exchange == "closing":
+            return max(metrics, 1)
+        tensors = sum(t.size * self._digits(self._bits(t)) + 3 for t in self.layout.tensors)
+        return tensors + metrics
+
+    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> I64:
+        """Initial arrays' exact bytes, in words of 16 bits, or 8 or 4 where the precision has no room for more.
+
+        Raises:
+            NotFiniteError, OutOfRangeError: No round could start from them; names the tensor.
+        """
+        words = self.layout.to_words(arrays)
+        for tensor, array in zip(self.layout.tensors, arrays, strict=True):
+            self._check_initial(tensor, array)
+        parts = [words >> shift & ((1 << self._word_bits) - 1) for shift in range(0, 16, self._word_bits)]
+        return np.stack(parts, axis=1).reshape(-1).astype(np.int64)
+
+    def decode_initial(self, total: Sum) -> tuple[Arrays, Scales]:
+        """Inverse of encode_initial, and the first round's scales.
+
+        Raises:
+            UploadError: The words are not words, or not those of one client, or make a model that cannot be used.
+        """
+        vector = total.vector
+        if total.total_weight != 1 or vector.min() < 0 or vector.max() >= 1 << self._word_bits:
+            raise UploadError("the initial model does not decrypt to words of one client")
+        parts = vector.reshape(-1, 16 // self._word_bits)
+        words = sum(parts[:, k] << (k * self._word_bits) for k in range(parts.shape[1]))
+        arrays = self.layout.from_words(np.asarray(words, np.uint16))
+        try:
+            for tensor, array in zip(self.layout.tensors, arrays, strict=True):
+                self._check_initial(tensor, array)
+        except (NotFiniteError, OutOfRangeError) as error:
+            raise UploadError(f"the initial model cannot be used: {error.message}") from error
+        return arrays, tuple(self._first_exponent(t, a) for t, a in zip(self.layout.tensors, arrays, strict=True))
+
+    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales) -> I64:
+        """A trained model, its metrics, its scales and how much saturated; see codec.Codec."""
+        check_quantise()
+        self.layout.check(arrays)
+        out, at, counts = np.zeros(self.values("training"), np.int64), 0, []
+        for tensor, array, exponent in zip(self.layout.tensors, arrays, scales, strict=True):
+            bits = self._bits(tensor)
+            part = out[at : at + tensor.size * self._digits(bits)]
+            counts.append(self._quantise(tensor, array, exponent, part[: tensor.size]))
+            self._split(part.reshape(self._digits(bits), tensor.size))
+            at += part.size
+        count = len(self.layout.tensors)
+        out[at : at + count] = scales
+        out[at + count : at + 3 * count] = np.minimum(counts, (1 << self._digit_bits) - 1).T.reshape(-1)
+        out[at + 3 * count :] = self._metrics_to_lanes(metrics)
+        return out
+
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+        """The averages and the next round's scales; see codec.Codec.
+
+        Raises:
+            UploadError: A participant used other scales than these.
+        """
+        check_quantise()
+        parts, at = [], 0
+        for tensor in self.layout.tensors:
+            digits = self._digits(self._bits(tensor))
+            size = tensor.size * digits
+            lanes = total.vector[at : at + size].reshape(digits, tensor.size)
+            parts.append(self._join(lanes, self._bits(tensor), int(total.total_weight)))
+            at += size
+        count = len(self.layout.tensors)
+        used = self._used_scales(total.vector[at : at + count], int(total.total_weight), scales)
+        saturated, large = total.vector[at + count : at + 3 * count].reshape(2, count) > 0
+        arrays, following = [], []
+        for tensor, part, exponent, grow, keep in zip(self.layout.tensors, parts, used, saturated, large, strict=True):
+            arrays.append(self._mean(tensor, part, exponent, int(total.total_weight)))
+            floor = exponent + 1 if grow else exponent if keep else exponent - 1
+            following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), floor))
+        return arrays, self._lanes_to_metrics(total.vector[at + 3 * count :], int(total.total_weight)), tuple(following)
+
+    def encode_metrics(self, metrics: Mapping[str, float]) -> I64:
+        """Metrics alone; see codec.Codec."""
+        return self._metrics_to_lanes(metrics) if self.layout.metrics else np.zeros(1, np.int64)
+
+    def decode_metrics(self, total: Sum) -> Metrics:
+        """The averages; see codec.Codec."""
+        check_quantise()
+        return self._lanes_to_metrics(total.vector, int(total.total_weight))
+
+    # Bits and digits.
+
+    def _bits(self, tensor: Tensor) -> int:
+        return {"parameter": self.precision_bits, "buffer": BUFFER_BITS, "integer": INTEGER_BITS}[tensor.kind]
+
+    def _digits(self, bits: int) -> int:
+        return 1 if bits <= self.precision_bits else -(-bits // self._digit_bits)
+
+    def _split(self, digits: I64) -> None:
+        """Cut the integers that stand in the first row of digits (rows, size) into digits, in place."""
+        for k in range(1, len(digits)):
+            digits[k] = digits[k - 1] >> self._digit_bits
+            digits[k - 1] &= (1 << self._digit_bits) - 1
+
+    def _join(self, digits: I64, bits: int, total: int) -> I64:
+        """Inverse of _split, on sums of so many: it is linear.
+
+        Raises:
+            UploadError: A sum of digits is none of integers of so many bits.
+        """
+        joined: I64 = digits[-1]
+        if len(digits) == 1:
+            return joined
+        top_bits = bits - 1 - (len(digits) - 1) * self._digit_bits
+        if digits[:-1].min(initial=0) < 0 or largest_magnitude(joined) > total << top_bits:
+            raise UploadError(
+                "a participant's upload is out of range (a value of several lanes); the sum cannot be used"
+            )
+        for digit in digits[-2::-1]:
+            joined = (joined << self._digit_bits) + digit
+        return joined
+
+    # Tensors.
+
+    def _quantise(self, tensor: Tensor, array: NDArray[Any], exponent: int, out: I64) -> tuple[int, int]:
+        """Write one tensor's integers, shape (size,); returns how many saturated, and how many are beyond half."""
+        if tensor.kind == "integer":
+            self._check_integers(tensor, array)
+            out[:] = array.reshape(-1)
+            return 0, 0
+        bits = self._bits(tensor)
+        values: Floats = np.ascontiguousarray(array.reshape(-1), _compiled_dtype(tensor))
+        limit, top = REFUSED_AT * 2.0**exponent, float((1 << (bits - 1)) - 1)
+        large, saturated, refused = round_scaled(values, 2.0 ** (bits - 1 - exponent), limit, top, out)
+        if refused:
+            self._refuse(tensor, values, limit)
+        if saturated:
+            log.warning(
+                "%d of %d values of tensor %r are beyond +-%g and are sent as that; its range doubles next round",
+                saturated,
+                tensor.size,
+                tensor.name,
+                2.0**exponent,
+            )
+        return saturated, large
+
+    def _refuse(self, tensor: Tensor, values: NDArray[Any], limit: float) -> None:
+        if not np.isfinite(values).all():
+            index = np.unravel_index(int(np.argmin(np.isfinite(values))), tensor.shape)
+            raise NotFiniteError(
+                f"the update holds NaN or infinity in tensor {tensor.name!r}, index {tuple(map(int, index))}; "
+                "nothing was sent",
+                hint="training diverged: lower the learning rate, or look at the data",
+            )
+        index = np.unravel_index(int(np.argmax(np.abs(values) > limit)), tensor.shape)
+        raise OutOfRangeError(
+            f"the update holds a value beyond +-{limit:g} in tensor {tensor.name!r}, index {tuple(map(int, index))}: "
+            f"more than {REFUSED_AT:g} times the range that follows from the last global model; nothing was sent",
+            hint="training diverged: lower the learning rate, or look at the data",
+        )
+
+    def _check_integers(self, tensor: Tensor, array: NDArray[Any]) -> None:
+        if tensor.size and max(-int(array.min()), int(array.max())) > INTEGER_LIMIT:
+            raise OutOfRangeError(
+                f"the update holds a whole number beyond +-2**31 in tensor {tensor.name!r}; nothing was sent",
+                hint="leave the tensor out of get_parameters",
+            )
+
+    def _check_initial(self, tensor: Tensor, array: NDArray[Any]) -> None:
+        if tensor.kind == "integer":
+            self._check_integers(tensor, array)
+        elif not np.isfinite(array).all():
+            self._refuse(tensor, array.reshape(-1), math.inf)
+
+    def _mean(self, tensor: Tensor, sums: I64, exponent: int, total: int) -> NDArray[Any]:
+        if tensor.kind == "integer":
+            whole, rest = np.divmod(sums, total)
+            # Half to even: up where the rest is more than half, or half beside an odd number.
+            whole += (2 * rest > total) | ((2 * rest == total) & (whole % 2 != 0))
+            return whole.astype(tensor.dtype).reshape(tensor.shape)
+        out: Floats = np.empty(tensor.size, _compiled_dtype(tensor))
+        divide_scaled(sums, 2.0 ** (exponent - self._bits(tensor) + 1), float(total), out)
+        return out.astype(tensor.dtype, copy=False).reshape(tensor.shape)
+
+    # Scales.
+
+    def _least_exponent(self, tensor: Tensor) -> int:
+        return {"parameter": 0, "buffer": BUFFER_LEAST_EXPONENT, "integer": INTEGER_BITS - 1}[tensor.kind]
+
+    def _first_exponent(self, tensor: Tensor, array: NDArray[Any]) -> int:
+        least = self._least_exponent(tensor)
+        if tensor.kind == "integer" or not array.any():
+            return least
+        # frexp's exponent k is exact, and the magnitude below 2**k.
+        bits = math.frexp(float(np.abs(array).max()))[1]
+        return min(max(least, bits + HEADROOM_BITS), MAX_EXPONENT)
+
+    def _next_exponent(self, tensor: Tensor, sums: I64, exponent: int, total: int, floor: int) -> int:
+        """From the sums' integers alone, so that every client finds the same on every machine.
+
+        The mean may be far smaller than the values behind it. So the range is not less than ``floor``: it doubles after
+        values saturated, and halves, at most, only after a round whose every value fits half of it.
+        """
+        least = self._least_exponent(tensor)
+        if tensor.kind == "integer":
+            return least
+        magnitude = -(-largest_magnitude(sums) // total)  # of the mean, in steps, rounded up
+        bits = (magnitude - 1).bit_length() if magnitude else 0
+        wanted = bits + HEADROOM_BITS + exponent - (self._bits(tensor) - 1)
+        return min(max(least, wanted, floor), MAX_EXPONENT)
+
+    def _used_scales(self, sums: I64, total: int, own: Scales | None) -> Scales:
+        """The scales that this sum's participants used: the own ones, which are compared, or else theirs."""
+        theirs = tuple(int(s) // total for s in sums)
+        for tensor, sum_, exponent in zip(self.layout.tensors, sums, theirs if own is None else own, strict=True):
+            if int(sum_) != total * exponent or not self._least_exponent(tensor) <= exponent <= MAX_EXPONENT:
+                raise UploadError(
+                    f"the participants used different ranges for tensor {tensor.name!r}; the sum cannot be used",
+                    hint="a client of another version, or with a damaged state folder, is among them",
+                )
+        return theirs if own is None else own
+
+    # Metrics.
+
+    def _metrics_to_lanes(self, metrics: Mapping[str, float]) -> I64:
+        told = pairs(metrics, self.layout.metrics)
+        top = (1 << (METRIC_BITS - 1)) - 1
+        out = np.zeros((self._digits(METRIC_BITS), told.size // 2), np.int64)
+        out[0] = np.clip(np.rint(told[0::2] * 2.0 ** (METRIC_BITS - 1 - METRIC_EXPONENT)), -top, top)
+        self._split(out)
+        return np.concatenate([out.reshape(-1), told[1::2].astype(np.int64)])
+
+    def _lanes_to_metrics(self, lanes: I64, total: int) -> Metrics:
+        names = self.layout.metrics
+        digits = self._digits(METRIC_BITS)
+        parts = lanes[: (digits + 1) * len(names)].reshape(digits + 1, len(names))
+        sums, present = self._join(parts[:-1], METRIC_BITS, total), parts[-1]
+        step = 2.0 ** (METRIC_EXPONENT - METRIC_BITS + 1)
+        return {
+            name: float(s) * step / float(weight) if weight > 0 else None
+            for name, s, weight in zip(names, sums, present, strict=True)
+        }
+
+
+def _compiled_dtype(tensor: Tensor) -> type[np.floating[Any]]:
+    """The kernels know two types; float16 fits float32."""
+    return np.float64 if tensor.dtype == "float64" else np.float32

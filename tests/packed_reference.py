@@ -1,0 +1,136 @@
+"""The packed engine's update a second time, slowly: Python's integers, hashlib and AES, and nothing of hefl's.
+
+What is random is given. Written from the documents, so that the two check each other and the format stays as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+
+@dataclass(frozen=True)
+class Given:
+    """Everything that determines one update."""
+
+    group_key: bytes
+    ctx: bytes
+    name: str
+    seed: bytes
+    noise_key: bytes
+    degree: int
+    primes: Sequence[int]
+    bits: int
+    lanes: int
+    precision: int
+    total_weight: int
+    values: Sequence[int]
+
+
+def derive(key: bytes, salt: bytes, info: str) -> bytes:
+    return HKDF(hashes.SHA256(), 32, salt, info.encode()).derive(key)
+
+
+def words(key: bytes, number: int, count: int) -> list[int]:
+    encryptor = Cipher(algorithms.AES256(key), modes.CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
+    data = encryptor.update(bytes(4 * count))
+    return [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(count)]
+
+
+def draw(stream: list[int], count: int, bits: int, q: int) -> list[int]:
+    """Take from the stream's front."""
+    out: list[int] = []
+    while len(out) < count:
+        v = stream.pop(0) & ((1 << bits) - 1)
+        if v < q:
+            out.append(v)
+    return out
+
+
+def binomial(key: bytes, number: int, count: int) -> list[int]:
+    stream, low = words(key, number, 2 * count), (1 << 21) - 1
+    return [(stream[2 * i] & low).bit_count() - (stream[2 * i + 1] & low).bit_count() for i in range(count)]
+
+
+def ntt(x: list[int], omega: int, q: int) -> list[int]:
+    """Values at omega**k, k = 0 ... len(x) - 1."""
+    if len(x) == 1:
+        return x
+    even, odd = ntt(x[0::2], omega * omega % q, q), ntt(x[1::2], omega * omega % q, q)
+    half, out, power = len(x) // 2, [0] * len(x), 1
+    for k in range(half):
+        t = power * odd[k] % q
+        out[k], out[k + half] = (even[k] + t) % q, (even[k] - t) % q
+        power = power * omega % q
+    return out
+
+
+def smallest_root(degree: int, q: int) -> int:
+    root = next(r for x in range(2, q) if pow(r := pow(x, (q - 1) // (2 * degree), q), degree, q) == q - 1)
+    best, odd = root, root
+    for _ in range(degree):
+        best, odd = min(best, odd), odd * root * root % q
+    return best
+
+
+def product(a: list[int], s: list[int], q: int) -> list[int]:
+    """Coefficients of the polynomial whose values are a's, given in SEAL's order, times those of s."""
+    n = len(s)
+    psi = smallest_root(n, q)
+    at_points = ntt([c * pow(psi, i, q) % q for i, c in enumerate(s)], psi * psi % q, q)
+    order = [int(format(i, f"0{n.bit_length() - 1}b")[::-1], 2) for i in range(n)]
+    values = [0] * n
+    for i, k in enumerate(order):
+        values[k] = a[i] * at_points[k] % q
+    back = ntt(values, pow(psi, -2, q), q)
+    scale = pow(n, -1, q)
+    return [c * scale * pow(psi, -i, q) % q for i, c in enumerate(back)]
+
+
+def packed(values: Sequence[int], bits: int) -> int:
+    number = 0
+    for value in reversed(values):
+        number = number << bits | value
+    return number
+
+
+def update(g: Given) -> tuple[list[bytes], bytes]:
+    """Blocks and tag."""
+    n, bits = g.degree, g.bits
+    margin = (21 * g.total_weight).bit_length() + 1
+    width = g.precision + (g.total_weight - 1).bit_length()
+    secret = binomial(derive(g.group_key, g.ctx + g.seed, "hefl/v1/secret" + g.name), 0, n)
+    per_block = g.lanes * n
+    count = -(-len(g.values) // per_block)
+    a_key = hashlib.sha256(b"hefl/v1/a" + g.ctx).digest()
+    blocks = []
+    for b in range(count):
+        values = [*g.values[b * per_block : (b + 1) * per_block]]
+        values += [0] * (per_block - len(values))
+        noise, stream = binomial(g.noise_key, b, n), words(a_key, b, 2 * n * len(g.primes))
+        block = []
+        for q in g.primes:
+            masks = product(draw(stream, n, bits, q), secret, q)
+            message = [sum(values[k * n + i] << (margin + k * width) for k in range(g.lanes)) for i in range(n)]
+            block.append([(message[i] + noise[i] - masks[i]) % q for i in range(n)])
+        blocks.append(block)
+    hash_key, pad_key = (
+        derive(g.group_key, g.ctx, "hefl/v1/hash"),
+        derive(g.group_key, g.ctx + g.seed, "hefl/v1/pad" + g.name),
+    )
+    tag = []
+    for j, q in enumerate(g.primes):
+        beta = draw(words(hash_key, 2 * j, 6 * n), 3 * n, bits, q)
+        alpha = draw(words(hash_key, 2 * j + 1, 6 * count + 64), 3 * count, bits, q)
+        pad = draw(words(pad_key, j, 64), 3, bits, q)
+        for r in range(3):
+            inner = [sum(x * y for x, y in zip(block[j], beta[r * n : (r + 1) * n], strict=True)) for block in blocks]
+            tag.append((sum(alpha[3 * b + r] * h for b, h in enumerate(inner)) + pad[r]) % q)
+    size = n * len(g.primes) * bits // 8
+    data = [packed([v for limb in block for v in limb], bits).to_bytes(size, "little") for block in blocks]
+    return data, packed(tag, bits).to_bytes(-(-len(tag) * bits // 8), "little")

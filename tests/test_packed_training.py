@@ -1,0 +1,130 @@
+"""Training through the packed engine is plaintext fixed-point federated averaging, bit for bit."""
+
+from __future__ import annotations
+
+import io
+import logging
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import announcement, summed
+from numpy.typing import NDArray
+
+import hefl
+from hefl import engine as engines
+from hefl.ckks import packed
+from hefl.ckks.context import PublicContext, SecretContext
+from hefl.ckks.packed import PackedEngine
+from hefl.ckks.sampling import Streams, draw_noise
+from hefl.errors import TamperError
+from hefl.learner import Learner
+
+Arrays = list[NDArray[Any]]
+ROUNDS = 20
+
+
+class Walk:
+    """Shrinks its tensors and adds noise that depends on client, round and tensor; the second one grows."""
+
+    def __init__(self, name: int, num_examples: int) -> None:
+        self.name = name
+        self.num_examples = num_examples
+
+    def get_parameters(self, config: dict[str, Any]) -> Arrays:
+        return [np.linspace(-0.3, 0.7, 12, dtype=np.float32).reshape(3, 4), np.full(3, 0.2), np.array(5, np.int64)]
+
+    def fit(self, parameters: Arrays, config: dict[str, Any]) -> tuple[Arrays, int, dict[str, Any]]:
+        rng = np.random.default_rng([self.name, config["round"]])
+        weight, bias, steps = parameters
+        grown = bias * 1.5 + rng.normal(0, 0.5, bias.shape)
+        return (
+            [(weight * 0.9 + rng.normal(0, 0.3, weight.shape)).astype(np.float32), grown, steps + self.name],
+            self.num_examples,
+            {},
+        )
+
+    def evaluate(self, parameters: Arrays, config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        return float(np.abs(parameters[0]).mean()), 5, {}
+
+
+def fixed_point_fedavg(trainers: dict[str, Walk], weights: dict[str, int], precision: int) -> Arrays:
+    """The oracle: exact fractions, and the rule for ranges as the documents have it."""
+    model = next(iter(trainers.values())).get_parameters({})
+    exponents = [max(0, int(np.frexp(np.abs(a).max())[1]) + 2) for a in model[:2]]
+    total = sum(weights.values())
+    for round_num in range(1, ROUNDS + 1):
+        trained = {name: t.fit(model, {"round": round_num})[0] for name, t in trainers.items()}
+        averages: Arrays = []
+        for k in range(2):
+            step, top = Fraction(2) ** (exponents[k] - precision + 1), 2 ** (precision - 1) - 1
+            sums, largest = [], 0
+            for i in np.ndindex(model[k].shape):
+                cells = {name: round(Fraction(float(a[k][i])) / step) for name, a in trained.items()}
+                largest = max(largest, *(abs(c) for c in cells.values()))
+                sums.append(sum(weights[name] * min(max(c, -top), top) for name, c in cells.items()))
+            mean = np.array([float(s * step / total) for s in sums]).astype(model[k].dtype).reshape(model[k].shape)
+            averages.append(mean)
+            magnitude, exponent = max(Fraction(abs(s), total) for s in sums), 0
+            while 2**exponent < 4 * -(-magnitude.numerator // magnitude.denominator) * step:
+                exponent += 1
+            change = 1 if largest > top else 0 if 2 * largest > top else -1
+            exponents[k] = max(exponent, exponents[k] + change)
+        counted = Fraction(sum(weights[name] * int(a[2]) for name, a in trained.items()), total)
+        model = [*averages, np.array(round(counted), np.int64)]
+    return model
+
+
+@pytest.mark.parametrize("precision", [12, 24, 40])
+def test_twenty_rounds_are_fixed_point_fedavg_bit_for_bit(precision: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "load_engine", lambda name, **flags: PackedEngine(precision))
+    monkeypatch.setattr("hefl.simulation.load_engine", lambda name, **flags: PackedEngine(precision))
+    trainers = {"alice": Walk(1, 30), "bob": Walk(2, 50), "carol": Walk(4, 20)}
+    result = hefl.simulate(trainers, ROUNDS, engine="packed")
+    expected = fixed_point_fedavg(trainers, {"alice": 3, "bob": 5, "carol": 2}, precision)
+    assert any(np.abs(a).max() > 100 for a in expected[:2])  # ranges had to grow
+    for ours, theirs in zip(result.arrays, expected, strict=True):
+        assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+    assert all(m["loss"] is not None for m in result.metrics)
+
+
+def test_a_useless_round_counts_and_the_model_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainers = {"alice": Walk(1, 1), "bob": Walk(2, 1)}
+    before = hefl.simulate(trainers, 1, engine="packed")
+    real, calls = draw_noise, 0
+
+    def sometimes_wide(streams: Streams, block: int, degree: int) -> NDArray[np.int32]:
+        nonlocal calls
+        calls += 1
+        # One update of one block each: the initial one, two of round 1, two of round 2, two closing.
+        return np.full(degree, 43, np.int32) if calls == 4 else real(streams, block, degree)
+
+    monkeypatch.setattr(packed, "draw_noise", sometimes_wide)
+    with caplog.at_level(logging.ERROR, "hefl"):
+        after = hefl.simulate(trainers, 2, engine="packed")
+    assert [r.getMessage()[:24] for r in caplog.records] == ["round 2 changes nothing:"] * 2
+    for a, b in zip(before.arrays, after.arrays, strict=True):
+        assert (a == b).all()
+
+
+def test_a_sum_with_another_update_of_ones_own_name_is_refused(public: PublicContext, secret: SecretContext) -> None:
+    # A server that keeps an upload which its sender has given up, and adds it in place of the later one.
+    engine = PackedEngine(threads=1)
+    learners = {name: Learner(name, Walk(i, 1), secret, engine) for i, name in enumerate(("alice", "bob"), 1)}
+    other_alice = Learner("alice", Walk(1, 1), secret, engine)
+    announced = announcement(
+        {"alice": 1}, engine="packed", exchange="initial", round=0, values=learners["alice"].values("initial")
+    )
+    made = {id(learner): io.BytesIO() for learner in (learners["alice"], other_alice)}
+    for learner in (learners["alice"], other_alice):
+        learner.write_update(made[id(learner)], announced)
+    genuine, record = summed(engine, public, announced, {"alice": made[id(learners["alice"])].getvalue()})
+    exchanged, other = summed(engine, public, announced, {"alice": made[id(other_alice)].getvalue()})
+    learners["bob"].accept(exchanged, other)  # who was not there cannot know
+    with pytest.raises(TamperError, match="did not make") as caught:
+        learners["alice"].accept(exchanged, other)
+    assert caught.value.check == "own-seed"
+    learners["alice"].accept(genuine, record)
