@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.output import json_option, print_json
+from hefl.cli.output import engine_option, json_option, print_json
+from hefl.params import PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
 
 if TYPE_CHECKING:
     from hefl.client import RoundReport
+    from hefl.engine import Weighting
     from hefl.trainer import Trainer
 
 
@@ -25,7 +27,21 @@ if TYPE_CHECKING:
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the final global model.")
 @click.option("--force", is_flag=True, help="Let --save replace a file.")
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
-@click.option("--engine", default="tenseal", show_default=True, help="As the server's: tenseal.")
+@engine_option
+@click.option(
+    "--precision",
+    type=click.IntRange(*PRECISION_BITS_RANGE),
+    default=PRECISION_BITS,
+    show_default=True,
+    help="Bits of a fixed-point value of --engine packed; as the server's.",
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(WEIGHTINGS),
+    default="server",
+    show_default=True,
+    help="Who multiplies by the numbers of examples; with 'client', the server does not learn them.",
+)
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),
@@ -49,6 +65,8 @@ def client(
     force: bool,
     state: Path | None,
     engine: str,
+    precision: int,
+    weighting: Weighting,
     connect_timeout: float,
     trace: Path | None,
     insecure_http: bool,
@@ -74,7 +92,8 @@ def client(
     if save and not save.absolute().parent.is_dir():
         raise UsageError(f"the folder of --save {save} does not exist")
     keys = read_client_folder(folder)
-    cipher = load_engine(engine, insecure_plaintext=insecure_plaintext)
+    cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
+    cipher.prepare()
     place = private_folder(state or folder / "state")
     with locked(place, "client"):
         learner = Learner(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.output import json_option, print_json
+from hefl.cli.output import engine_option, json_option, print_json
 
 if TYPE_CHECKING:
     from hefl.demo import Progress
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--clients", type=click.IntRange(2, 50), default=2, show_default=True, help="How many share the data.")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Trainings.")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
-@click.option("--engine", default="tenseal", show_default=True, help="tenseal.")
+@engine_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -40,14 +40,14 @@ def demo(data: str, clients: int, rounds: int, seed: int, engine: str, out: Path
     Then the same again without encryption, for comparison. Prints a row a round; leaves report.json and curves.png.
     """
     from hefl.demo import run_training
-    from hefl.engine import load_engine
     from hefl.errors import EngineError, ExistsError
     from hefl.files import replacing
     from hefl.report import build_report, draw_curves
 
-    load_engine(engine)
     if engine == "plaintext":
-        raise EngineError("the demo compares an encrypted training with a plaintext one", hint="--engine tenseal")
+        raise EngineError(
+            "the demo compares an encrypted training with a plaintext one", hint="--engine packed or tenseal"
+        )
     report_path, curves_path = out / "report.json", out / "curves.png"
     found = [path for path in (report_path, curves_path) if path.exists()]
     if found and not force:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hefl.cli.output import json_option, print_json
+from hefl.cli.output import engine_option, json_option, print_json
+from hefl.params import PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+
+if TYPE_CHECKING:
+    from hefl.engine import Weighting
 
 
 @click.command()
@@ -38,7 +42,21 @@ from hefl.cli.output import json_option, print_json
     type=click.Path(path_type=Path),
     help="Folder for the run, a new one each run.  [default: DIR/server/state]",
 )
-@click.option("--engine", default="tenseal", show_default=True, help="As the clients': tenseal.")
+@engine_option
+@click.option(
+    "--precision",
+    type=click.IntRange(*PRECISION_BITS_RANGE),
+    default=PRECISION_BITS,
+    show_default=True,
+    help="Bits of a fixed-point value of --engine packed; as the clients'.",
+)
+@click.option(
+    "--weighting",
+    type=click.Choice(WEIGHTINGS),
+    default="server",
+    show_default=True,
+    help="Who multiplies by the numbers of examples; with 'client', the server does not learn them.",
+)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
 @json_option
@@ -52,6 +70,8 @@ def serve(
     port: int,
     state: Path | None,
     engine: str,
+    precision: int,
+    weighting: Weighting,
     insecure_http: bool,
     insecure_plaintext: bool,
     as_json: bool,
@@ -70,8 +90,9 @@ def serve(
     from hefl.serverstate import ServerState
 
     keys = read_server_folder(folder)
-    cipher = load_engine(engine, insecure_plaintext=insecure_plaintext)
+    cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     settings = RunSettings(rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout)
+    cipher.prepare()
     place = private_folder(state or folder / "state")
     with locked(place, "server"):
         saved = ServerState(place, keys.public.identity, rounds)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hefl.errors import HeflError
     from hefl.simulation import Simulation, simulate
     from hefl.trainer import Trainer
-    from hefl.updates import aggregate, announce, decrypt, encrypt
+    from hefl.weighted_mean import aggregate, announce, decrypt, encrypt
 
 __version__ = "0.1.0"
 
@@ -44,10 +44,10 @@ _HOMES = {
     "SecretContext": "hefl.ckks.context",
     "Simulation": "hefl.simulation",
     "Trainer": "hefl.trainer",
-    "aggregate": "hefl.updates",
-    "announce": "hefl.updates",
-    "decrypt": "hefl.updates",
-    "encrypt": "hefl.updates",
+    "aggregate": "hefl.weighted_mean",
+    "announce": "hefl.weighted_mean",
+    "decrypt": "hefl.weighted_mean",
+    "encrypt": "hefl.weighted_mean",
     "generate_secret": "hefl.ckks.context",
     "simulate": "hefl.simulation",
 }

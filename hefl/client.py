@@ -131,10 +131,12 @@ class Client:
 
     async def _join(self) -> None:
         learner = self._learner
+        terms = learner.engine.terms
         join = Join(
-            engine=learner.engine.name,
-            weighting="server",
-            num_examples=learner.num_examples,
+            engine=terms.engine,
+            precision_bits=terms.precision_bits,
+            weighting=terms.weighting,
+            num_examples=learner.announced_num_examples,
             join_nonce=self._nonce,
             layout=learner.layout.commitment(self._folder.secret),
             sealed_layout=learner.layout.seal(self._folder.secret),
@@ -223,7 +225,7 @@ class Client:
     async def _upload(self, path: Path, size: int, announcement: Announcement) -> None:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
         headers = {
-            protocol.HEADER_NUM_EXAMPLES: str(self._learner.num_examples),
+            protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
             "Content-Length": str(size),
         }
         await self._connection.call("PUT", where, path, headers=headers)

@@ -149,13 +149,13 @@ class FloatCodec:
         if not np.isfinite(vector).all():
             where = self.layout.locate(int(np.argmin(np.isfinite(vector))))
             raise NotFiniteError(
-                f"NaN or infinity in {where} of the update; nothing was sent",
+                f"the update holds NaN or infinity in {where}; nothing was sent",
                 hint="training diverged: lower the learning rate, or look at the data",
             )
         if (np.abs(vector) >= self.limit).any():
             where = self.layout.locate(int(np.argmax(np.abs(vector) >= self.limit)))
             raise OutOfRangeError(
-                f"a value of magnitude {self.limit:g} or more in {where} of the update; nothing was sent",
+                f"the update holds a value of magnitude {self.limit:g} or more in {where}; nothing was sent",
                 hint="scale the model, or leave the tensor out of get_parameters",
             )
 

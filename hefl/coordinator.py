@@ -15,8 +15,8 @@ from typing import Any
 
 from hefl import rounds
 from hefl.ckks.context import PublicContext
-from hefl.engine import Engine
-from hefl.errors import ConflictError, EngineError, HeflError, NameInUseError, NumExamplesError, StaleError, StateError
+from hefl.engine import Engine, check_terms
+from hefl.errors import ConflictError, HeflError, NameInUseError, NumExamplesError, StaleError, StateError
 from hefl.history import Announcement, genesis
 from hefl.params import POLL_S, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
@@ -87,6 +87,7 @@ class Coordinator:
         self._summation: Summation | None = None
         self._timings = Timings()
         self._bytes_up = 0
+        self._remarked: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -162,7 +163,7 @@ class Coordinator:
             self.run,
             decision,
             values=self._reference.values[decision.exchange],
-            engine=self.engine.name,
+            terms=self.engine.terms,
             deadline_s=self._settings.round_timeout_s,
         )
         if announcement.round == 0:
@@ -171,6 +172,10 @@ class Coordinator:
         self._bytes_up = 0
         await self._apply(rounds.Announced(announcement))
         what = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
+        remark = self.engine.remark(announcement.as_attempt())
+        if remark and remark != self._remarked:
+            log.warning("%s", remark)
+            self._remarked = remark
         names, number, attempt = announcement.names, announcement.round, announcement.attempt
         log.info("round %d, attempt %d: %s of %s", number, attempt, what[announcement.exchange], ", ".join(names))
         self._emit(
@@ -248,11 +253,7 @@ class Coordinator:
         self.remind()
 
     def _check_join(self, name: str, join: Join) -> None:
-        if join.engine != self.engine.name:
-            raise EngineError(
-                f"the server runs engine {self.engine.name!r}, and client {name} engine {join.engine!r}",
-                hint="give both the same --engine",
-            )
+        check_terms(self.engine, join.terms, f"client {name}")
         if join.num_examples > self.engine.max_num_examples:
             raise NumExamplesError(
                 f"client {name} has {join.num_examples} examples, "

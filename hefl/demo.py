@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hefl.keys import authority
+from hefl.plan import reduce_weights
 from hefl.processes import Children, Event, run_federation
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
@@ -30,13 +33,15 @@ class Training:
         clients: Each client's events, by name.
         models: Each client's final model, by tensor.
         max_abs_difference: Over all rounds, between the decrypted global model and numpy's weighted mean.
+        exact: Whether every decrypted sum was the integer weighted sum; None where the engine has no integers.
     """
 
     engine: str
     server: Sequence[Event]
     clients: Mapping[str, Sequence[Event]]
-    models: Mapping[str, Mapping[str, np.ndarray]]
+    models: Mapping[str, Mapping[str, NDArray[Any]]]
     max_abs_difference: float
+    exact: bool | None
 
 
 def client_names(count: int) -> tuple[str, ...]:
@@ -72,18 +77,33 @@ def run_training(
             said[name].append(event)
             if name == "server" and event["event"] == "round" and 0 < event["round"] <= rounds:
                 progress(engine, event["round"], rounds)
-    models = {name: dict(np.load(folder / f"{name}.npz", allow_pickle=False)) for name in names}
-    return Training(engine, said.pop("server"), said, models, _max_abs_difference(folder / "trace", names, rounds))
+    models = {name: _load(folder / f"{name}.npz") for name in names}
+    worst, exact = _compare(folder / "trace", names, rounds)
+    return Training(engine, said.pop("server"), said, models, worst, exact)
 
 
-def _max_abs_difference(trace: Path, names: Sequence[str], rounds: int) -> float:
-    """Over all rounds and clients: what was decrypted against numpy's float64 weighted mean of what was encrypted."""
-    worst = 0.0
+def _compare(trace: Path, names: Sequence[str], rounds: int) -> tuple[float, bool | None]:
+    """Hold what was decrypted against numpy's weighted mean, in double precision, of what was encrypted.
+
+    Returns:
+        The largest difference over all rounds, clients and values; and, where the engine computes with integers,
+        whether every decrypted sum was the integer weighted sum.
+    """
+    worst, exact = 0.0, True
     for number in range(1, rounds + 1):
-        sent = [np.load(trace / name / f"sent-{number}.npz", allow_pickle=False) for name in names]
-        weights = [int(s["num_examples"]) for s in sent]
-        expected = np.average([s["vector"].astype(np.float64) for s in sent], axis=0, weights=weights)
+        sent = [_load(trace / name / f"sent-{number}.npz") for name in names]
+        weights = reduce_weights({name: int(s["num_examples"]) for name, s in zip(names, sent, strict=True)})
+        counts = [int(s["num_examples"]) for s in sent]
+        expected = np.average([s["model"] for s in sent], axis=0, weights=counts)
         for name in names:
-            received = np.load(trace / name / f"received-{number}.npz", allow_pickle=False)["vector"]
-            worst = max(worst, float(np.abs(received.astype(np.float64) - expected).max()))
-    return worst
+            received = _load(trace / name / f"received-{number}.npz")
+            worst = max(worst, float(np.abs(received["model"] - expected).max()))
+            if received["vector"].dtype == np.int64:
+                total = sum(w * s["vector"] for w, s in zip(weights.of.values(), sent, strict=True))
+                exact &= bool((received["vector"] == total).all())
+    return worst, exact if received["vector"].dtype == np.int64 else None
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)

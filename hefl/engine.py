@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -16,11 +16,29 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Codec, Sum
 from hefl.errors import EngineError
 from hefl.layout import Layout
+from hefl.params import ENGINES, PRECISION_BITS
 
 Vector = NDArray[Any]
 Write = Callable[[bytes | memoryview], object]
 Blocks = Callable[[], Iterator[bytes]]
 """Starts again at each call: an engine may pass over an update twice."""
+
+
+Weighting = Literal["server", "client"]
+
+
+class Terms(NamedTuple):
+    """How updates are encrypted and summed, which all parties must do alike.
+
+    Attributes:
+        engine: Its name.
+        precision_bits: Of a fixed-point value; 0 where the engine computes with floating point.
+        weighting: Who multiplies by the sample weights.
+    """
+
+    engine: str
+    precision_bits: int = 0
+    weighting: Weighting = "server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +111,16 @@ class Engine(Protocol):
     verifies: bool
     max_num_examples: int
 
+    @property
+    def terms(self) -> Terms:
+        """What all parties must agree on."""
+
+    def prepare(self) -> None:
+        """Do what takes long the first time, and check what this machine computes."""
+
+    def remark(self, attempt: Attempt) -> str | None:
+        """What a person should know of how this attempt is summed; None where there is nothing."""
+
     def codec(self, layout: Layout) -> Codec:
         """How a model and its metrics become a vector for this engine."""
 
@@ -128,20 +156,31 @@ class Engine(Protocol):
         """
 
 
-ENGINES = ("packed", "tenseal", "plaintext")
-DEFAULT_ENGINE = "tenseal"
-
-
-def load_engine(name: str, *, insecure_plaintext: bool = False) -> Engine:
+def load_engine(
+    name: str,
+    *,
+    precision_bits: int = PRECISION_BITS,
+    weighting: Weighting = "server",
+    insecure_plaintext: bool = False,
+) -> Engine:
     """The engine of that name.
 
+    Args:
+        name: One of params.ENGINES.
+        precision_bits: Of a fixed-point value, for ``packed``.
+        weighting: Who multiplies by the sample weights; ``client`` goes with ``packed``.
+        insecure_plaintext: Allow ``plaintext``.
+
     Raises:
-        EngineError: There is none, or it is ``plaintext`` and was not explicitly allowed.
+        EngineError: There is none, or it cannot do that, or it is ``plaintext`` and was not explicitly allowed.
+        ParametersError: The precision is out of range.
     """
     if name == "packed":
         from hefl.ckks.packed import PackedEngine
 
-        return PackedEngine()
+        return PackedEngine(precision_bits, weighting)
+    if weighting != "server":
+        raise EngineError(f"the engine {name!r} cannot leave the weighting to clients", hint="--engine packed can")
     if name == "tenseal":
         from hefl.ckks.slots import SlotsEngine
 
@@ -156,3 +195,22 @@ def load_engine(name: str, *, insecure_plaintext: bool = False) -> Engine:
 
         return PlaintextEngine()
     raise EngineError(f"there is no engine {name!r}", hint=f"choose one of {', '.join(ENGINES)}")
+
+
+def check_terms(engine: Engine, terms: Terms, whose: str) -> None:
+    """Refuse a peer that computes in another way.
+
+    Raises:
+        EngineError: Engine, precision or weighting differ; says which.
+    """
+    mine = engine.terms
+    for what, here, there in (
+        ("engine", mine.engine, terms.engine),
+        ("precision", mine.precision_bits, terms.precision_bits),
+        ("weighting", mine.weighting, terms.weighting),
+    ):
+        if here != there:
+            raise EngineError(
+                f"{whose} uses {what} {there!r}, and this side {what} {here!r}",
+                hint=f"give all clients and the server the same --{what}",
+            )

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.codec import Exchange
-from hefl.engine import Attempt, Member
+from hefl.engine import Attempt, Member, Terms, Weighting
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
 
 Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME_PATTERN}\Z")]
@@ -55,7 +55,8 @@ class Announcement(Value, frozen=True, kw_only=True):
     attempt: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     exchange: Exchange
     engine: str
-    weighting: Literal["server"]
+    precision_bits: Annotated[int, msgspec.Meta(ge=0, le=64)]
+    weighting: Weighting
     nonce: Hex32
     head: Hex32
     values: Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]
@@ -77,9 +78,14 @@ class Announcement(Value, frozen=True, kw_only=True):
         return tuple(p.name for p in self.participants)
 
     def as_attempt(self) -> Attempt:
-        """What an engine needs to know; initial arrays weigh 1."""
-        initial = self.exchange == "initial"
-        return Attempt(self.ctx, self.values, {p.name: 1 if initial else p.num_examples for p in self.participants})
+        """What an engine needs to know; initial arrays weigh 1, and so do updates that clients have weighed."""
+        plain = self.exchange == "initial" or self.weighting == "client"
+        return Attempt(self.ctx, self.values, {p.name: 1 if plain else p.num_examples for p in self.participants})
+
+    @property
+    def terms(self) -> Terms:
+        """How its updates are encrypted and summed."""
+        return Terms(self.engine, self.precision_bits, self.weighting)
 
 
 class MemberEntry(Value, frozen=True, kw_only=True):

@@ -91,6 +91,11 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at += tensor.size
         return arrays
 
+    def widened(self) -> Layout:
+        """The same tensors with floating ones as float64."""
+        wide = (t if t.kind == "integer" else msgspec.structs.replace(t, dtype="float64") for t in self.tensors)
+        return Layout(tuple(wide), self.metrics)
+
     def locate(self, index: int) -> str:
         """The tensor that holds value ``index`` of the flat vector, for a message."""
         for tensor in self.tensors:

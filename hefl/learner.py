@@ -13,15 +13,17 @@ from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.ckks.context import SecretContext
-from hefl.codec import Exchange, Metrics, Scales, Sum
-from hefl.engine import Engine, Vector
-from hefl.errors import EngineError, LayoutError, StaleError, TamperError, UploadError
+from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
+from hefl.engine import Engine, Vector, check_terms
+from hefl.errors import LayoutError, StaleError, TamperError, UploadError
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
+from hefl.params import CLIENT_WEIGHT_BITS
 from hefl.timings import Timings
 from hefl.trainer import GuardedTrainer, Trainer
 from hefl.updates import read_aggregate, write_update
+from hefl.weighting import ClientWeightedCodec
 
 log = logging.getLogger("hefl")
 
@@ -76,14 +78,25 @@ class Learner:
         self._secret = secret
         self.engine = engine
         self._trace = trace
-        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, engine.max_num_examples)
+        self._own_weights = engine.terms.weighting == "client"
+        self._max_num_examples = 1 << CLIENT_WEIGHT_BITS if self._own_weights else engine.max_num_examples
+        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, self._max_num_examples)
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
-        self._codec = engine.codec(self.layout)
+        self._codec = self._make_codec(self.layout)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
         self._sent: tuple[bytes, set[bytes]] = (b"", set())
+
+    def _make_codec(self, layout: Layout) -> Codec:
+        codec = self.engine.codec(layout)
+        return ClientWeightedCodec(codec, lambda: self.num_examples) if self._own_weights else codec
+
+    @property
+    def announced_num_examples(self) -> int:
+        """The sample weight that the server is told: 1 where it must not learn it."""
+        return 1 if self._own_weights else self.num_examples
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector that this model makes for an exchange."""
@@ -100,7 +113,6 @@ class Learner:
         """
         self._check(announcement)
         vector = self._vector(announcement)
-        self._keep(f"sent-{announcement.round}", vector, announcement)
         with self.timings.phase("encrypt"):
             seal = write_update(file, vector, self._secret, self.engine, announcement, self.name)
         if self._sent[0] != announcement.ctx:
@@ -108,10 +120,7 @@ class Learner:
         self._sent[1].add(seal.seed)
 
     def _check(self, announcement: Announcement) -> None:
-        if announcement.engine != self.engine.name:
-            raise EngineError(
-                f"the server announces engine {announcement.engine!r}, and this client runs {self.engine.name!r}"
-            )
+        check_terms(self.engine, announcement.terms, "the server")
         expected = self.values(announcement.exchange)
         if announcement.values != expected:
             raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
@@ -139,7 +148,9 @@ class Learner:
                 return self._codec.encode_metrics(metrics)
         arrays, metrics = self._train(self.model)
         with self.timings.phase("quantise"):
-            return self._codec.encode_model(arrays, metrics, self.model.scales)
+            vector = self._codec.encode_model(arrays, metrics, self.model.scales)
+        self._trace_sent(arrays, vector, announcement)
+        return vector
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
         with self.timings.phase("evaluate"), threadpool_limits(1):
@@ -182,7 +193,6 @@ class Learner:
             return dict.fromkeys(self.layout.metrics)
 
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
-        self._keep(f"received-{announcement.round}", total.vector / total.total_weight, announcement)
         if announcement.exchange == "closing":
             return self._codec.decode_metrics(total)
         self.model, metrics = self._decode(total, announcement)
@@ -193,6 +203,7 @@ class Learner:
             return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
         before = self.model.scales if self.model and self.model.round == announcement.round - 1 else None
         arrays, metrics, scales = self._codec.decode_model(total, before)
+        self._trace_received(total, before, announcement)
         return GlobalModel(announcement.round, arrays, scales), metrics
 
     def save(self, path: Path) -> None:
@@ -209,8 +220,17 @@ class Learner:
                 with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, array, allow_pickle=False)
 
-    def _keep(self, what: str, vector: Vector, announcement: Announcement) -> None:
-        if self._trace is None or announcement.exchange != "training" or self.name not in announcement.names:
-            return
-        with replacing(self._trace / f"{what}.npz") as file:
-            np.savez(file, vector=vector, num_examples=announcement.as_attempt().weights[self.name])
+    def _trace_sent(self, arrays: Arrays, vector: Vector, announcement: Announcement) -> None:
+        """Keep a trained model as it was, and as it is encrypted."""
+        if self._trace:
+            weight = announcement.as_attempt().weights[self.name]
+            with replacing(self._trace / f"sent-{announcement.round}.npz") as file:
+                np.savez(file, model=self.layout.flatten(arrays), vector=vector, num_examples=weight)
+
+    def _trace_received(self, total: Sum, scales: Scales | None, announcement: Announcement) -> None:
+        """Keep a global model before its numbers are rounded to the layout's types, and the sum that it was made of."""
+        if self._trace:
+            wide = self.layout.widened()
+            model = wide.flatten(self._make_codec(wide).decode_model(total, scales)[0])
+            with replacing(self._trace / f"received-{announcement.round}.npz") as file:
+                np.savez(file, model=model, vector=total.vector, total_weight=total.total_weight)

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 PROTOCOL = 1
 """Version of the HTTP protocol, the wire format and the key files; each carries it."""
 
+ENGINES = ("packed", "tenseal", "plaintext")
+DEFAULT_ENGINE = "packed"
+
+WEIGHTINGS = ("server", "client")
+"""Who multiplies an update by its sample weight."""
+
 NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 """Clients' names, whole."""
 
@@ -81,6 +87,9 @@ NOISE_VARIANCE = (9.0, 12.0)
 PRECISION_BITS = 24
 PRECISION_BITS_RANGE = (8, 40)
 """Bits of a fixed-point value of the ``packed`` engine, its sign included."""
+
+CLIENT_WEIGHT_BITS = 10
+"""A client that weighs its own update does so by at most 2**10, which every lane has room for."""
 
 WEIGHT_BUDGET = 2**16
 """Integer weights are exact up to this total, and rounded to it above."""

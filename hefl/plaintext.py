@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import FloatCodec, Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
+from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
 from hefl.errors import MalformedError
 from hefl.layout import Layout
 from hefl.params import MAX_NUM_EXAMPLES
@@ -25,6 +25,17 @@ class PlaintextEngine:
     name = "plaintext"
     verifies = False
     max_num_examples = MAX_NUM_EXAMPLES
+
+    @property
+    def terms(self) -> Terms:
+        """Its name says it all."""
+        return Terms(self.name)
+
+    def prepare(self) -> None:
+        """Nothing takes long."""
+
+    def remark(self, attempt: Attempt) -> None:
+        """Nothing to say."""
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values that float32 can hold."""

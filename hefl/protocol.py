@@ -15,12 +15,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Exchange
+from hefl.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, Value
 from hefl.params import MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
@@ -52,12 +53,18 @@ class Join(Value, frozen=True, kw_only=True):
     """
 
     engine: str
-    weighting: Literal["server"]
+    precision_bits: int
+    weighting: Weighting
     num_examples: NumExamples
     join_nonce: Hex16
     layout: Hex32
     sealed_layout: bytes
     values: dict[Exchange, Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]]
+
+    @property
+    def terms(self) -> Terms:
+        """How it encrypts."""
+        return Terms(self.engine, self.precision_bits, self.weighting)
 
 
 class Welcome(Value, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ def build_report(data: str, encrypted: Training, plaintext: Training) -> Report:
         ),
         **_course(encrypted),
         "plaintext": _course(plaintext),
+        "exact": encrypted.exact,
         "max_abs_difference": encrypted.max_abs_difference,
         "drift": max(float(np.abs(model[t].astype(np.float64) - reference[t].astype(np.float64)).max()) for t in model),
         "versions": {

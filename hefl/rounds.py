@@ -13,6 +13,7 @@ from enum import Enum
 from types import MappingProxyType
 
 from hefl.codec import Exchange
+from hefl.engine import Terms
 from hefl.errors import ConflictError, StaleError
 from hefl.history import Announcement, Participant, Record
 from hefl.params import MIN_CLIENTS
@@ -374,15 +375,16 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 
 
-def announcement_of(run: Run, decision: Announce, *, values: int, engine: str, deadline_s: float) -> Announcement:
+def announcement_of(run: Run, decision: Announce, *, values: int, terms: Terms, deadline_s: float) -> Announcement:
     """The announcement that a decision asks for, with a nonce of its own."""
     return Announcement(
         run=run.run,
         round=run.next_round,
         attempt=run.attempt + 1,
         exchange=decision.exchange,
-        engine=engine,
-        weighting="server",
+        engine=terms.engine,
+        precision_bits=terms.precision_bits,
+        weighting=terms.weighting,
         nonce=os.urandom(32).hex(),
         head=run.head,
         values=values,

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from hefl.ckks.context import generate_secret
 from hefl.codec import Metrics
-from hefl.engine import DEFAULT_ENGINE, load_engine
+from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, UsageError
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
 from hefl.learner import Learner
-from hefl.params import MIN_CLIENTS, NAME_PATTERN
+from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, NAME_PATTERN
 from hefl.rounds import (
     Announce,
     Announced,
@@ -62,7 +62,7 @@ def simulate(
     Args:
         trainers: At least two, by client name or in order (then named client-1, client-2, ...).
         rounds: Trainings, at least 1.
-        engine: ``tenseal``, or ``plaintext`` to compare.
+        engine: ``packed``, ``tenseal``, or ``plaintext`` to compare.
         seed: For the trainers.
 
     Raises:
@@ -89,7 +89,7 @@ def simulate(
     while not isinstance(decision := decide(run, clock), Finish):
         if not isinstance(decision, Announce):
             raise TypeError(f"a simulated run cannot {decision}")
-        announcement = _announce(run, decision, learners, cipher.name)
+        announcement = _announce(run, decision, learners, cipher)
         run = advance(run, Announced(announcement))
         summation = Summation(public, cipher, announcement)
         for name in announcement.names:
@@ -118,6 +118,6 @@ def _start(learners: Mapping[str, Learner], rounds: int, head: str, run_id: str)
     return run
 
 
-def _announce(run: Run, decision: Announce, learners: Mapping[str, Learner], engine: str) -> Announcement:
+def _announce(run: Run, decision: Announce, learners: Mapping[str, Learner], engine: Engine) -> Announcement:
     values = learners[decision.names[0]].values(decision.exchange)
-    return announcement_of(run, decision, values=values, engine=engine, deadline_s=1.0)
+    return announcement_of(run, decision, values=values, terms=engine.terms, deadline_s=1.0)

@@ -1,27 +1,17 @@
-"""Encrypt, aggregate, decrypt: what each party does with the frames of one announced attempt.
-
-The three functions at the end work on bytes in memory; server and client use the pieces above them on files.
-"""
+"""Encrypt, aggregate, decrypt: what each party does with the frames of one announced attempt."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO
-
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import BinaryIO
 
 from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Sum
-from hefl.engine import DEFAULT_ENGINE, Engine, Member, Seal, Vector, load_engine
-from hefl.errors import ConflictError, MalformedError, NotFiniteError, ParametersError
-from hefl.history import Announcement, MemberEntry, Participant, Record, genesis
+from hefl.engine import Engine, Member, Seal, Vector
+from hefl.errors import ConflictError, MalformedError
+from hefl.history import Announcement, MemberEntry, Record
 from hefl.params import MIN_CLIENTS
-from hefl.trainer import check_num_examples
 
 
 def write_update(
@@ -140,111 +130,3 @@ def _check_members(announcement: Announcement, members: Sequence[Member]) -> Non
     least = 1 if announcement.exchange == "initial" else MIN_CLIENTS
     if len(members) < least:
         raise ConflictError(f"a sum of {len(members)} updates, where at least {least} must be in: it would show one")
-
-
-# --- three calls on bytes -------------------------------------------------------------------------------------------
-
-
-def announce(
-    public: PublicContext, num_examples: Mapping[str, int], values: int, engine: str = DEFAULT_ENGINE
-) -> Announcement:
-    """Announce one weighted mean of vectors; every party works from the same announcement.
-
-    Args:
-        public: The server's context.
-        num_examples: The participants' positive sample weights by name.
-        values: Length of each vector.
-        engine: ``tenseal``.
-
-    Raises:
-        NumExamplesError: A weight is not a whole number from 1 to what the engine can scale by.
-        ParametersError: Fewer than two participants, a name that is none, or no values.
-
-    Example:
-        >>> secret = generate_secret()
-        >>> public = secret.public()
-        >>> attempt = announce(public, {"alice": 30, "bob": 10}, values=2)
-        >>> updates = [encrypt([1.0, 2.0], secret, attempt, "alice"), encrypt([5.0, 6.0], secret, attempt, "bob")]
-        >>> decrypt(aggregate(updates, public, attempt), secret, attempt).round(6).tolist()
-        [2.0, 3.0]
-    """
-    limit = load_engine(engine).max_num_examples
-    weights = {name: check_num_examples(count, limit) for name, count in sorted(num_examples.items())}
-    if len(weights) < MIN_CLIENTS:
-        raise ParametersError(f"a sum of fewer than {MIN_CLIENTS} vectors shows one of them, got {len(weights)}")
-    run = os.urandom(16).hex()
-    announcement = Announcement(
-        run=run,
-        round=1,
-        attempt=1,
-        exchange="training",
-        engine=engine,
-        weighting="server",
-        nonce=os.urandom(32).hex(),
-        head=genesis(public.identity, run),
-        values=values,
-        deadline_s=60.0,
-        participants=tuple(
-            Participant(name=name, num_examples=count, join_nonce=os.urandom(16).hex())
-            for name, count in weights.items()
-        ),
-    )
-    try:
-        return msgspec.convert(msgspec.to_builtins(announcement), Announcement)
-    except msgspec.ValidationError as error:
-        raise ParametersError(f"cannot announce: {error}") from error
-
-
-def encrypt(vector: Sequence[float] | NDArray[Any], secret: SecretContext, attempt: Announcement, name: str) -> bytes:
-    """Encrypt one participant's vector.
-
-    Args:
-        vector: Shape (attempt.values,), finite.
-        secret: The clients' context.
-        attempt: From ``announce``.
-        name: The participant's.
-
-    Returns:
-        An update, as the wire format has it.
-
-    Raises:
-        NotFiniteError: A value is NaN or infinite.
-        ParametersError: The vector's shape is another, or the name was not announced.
-    """
-    values = np.asarray(vector, np.float64)
-    if values.shape != (attempt.values,) or name not in attempt.names:
-        raise ParametersError(
-            f"{name!r} cannot encrypt an array of shape {values.shape}: announced are {', '.join(attempt.names)} "
-            f"and shape ({attempt.values},)"
-        )
-    if not np.isfinite(values).all():
-        raise NotFiniteError(f"value {int(np.argmin(np.isfinite(values)))} is NaN or infinite; nothing was encrypted")
-    file = io.BytesIO()
-    write_update(file, values, secret, load_engine(attempt.engine), attempt, name)
-    return file.getvalue()
-
-
-def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announcement) -> bytes:
-    """Add up updates, each scaled by its sender's ``num_examples``; needs no key.
-
-    Raises:
-        MalformedError, MismatchError, StaleError, ConflictError: An update does not belong here.
-    """
-    summation = Summation(public, load_engine(attempt.engine), attempt)
-    for update in updates:
-        frame = wire.open_frame(update)
-        summation.check(frame, frame.header.name)
-        summation.add(frame, frame.header.name)
-    file = io.BytesIO()
-    summation.finish(file)
-    return file.getvalue()
-
-
-def decrypt(aggregate: bytes, secret: SecretContext, attempt: Announcement) -> NDArray[np.float64]:
-    """The weighted mean of the vectors that are in the aggregate, shape (attempt.values,).
-
-    Raises:
-        MalformedError, MismatchError, StaleError, ConflictError: The aggregate does not belong here.
-    """
-    total = read_aggregate(aggregate, secret, load_engine(attempt.engine), attempt)
-    return total.vector.astype(np.float64) / total.total_weight

@@ -34,6 +34,7 @@ def announcement(weights: Mapping[str, int] | None = None, **changes: Any) -> An
         "attempt": 1,
         "exchange": "training",
         "engine": "tenseal",
+        "precision_bits": 24 if changes.get("engine") == "packed" else 0,
         "weighting": "server",
         "nonce": "77" * 32,
         "head": HEAD,

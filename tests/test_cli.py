@@ -61,6 +61,8 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
         (["client", "f", "--data", "iris:alice", "--trainer", "a:b"], "name either --data or --trainer"),
         (["client", "f", "--data", "iris:alice", "--save", "no/such/model.npz"], "does not exist"),
         (["demo", "--data", "mnist"], "invalid value for '--data'"),
+        (["serve", "fed/server", "--engine", "rot13"], "invalid value for '--engine'"),
+        (["serve", "fed/server", "--precision", "41"], "invalid value for '--precision'"),
         (["demo", "--clients", "1"], "invalid value for '--clients'"),
         (["train"], "no such command 'train'"),
         (["--colour"], "no such option"),

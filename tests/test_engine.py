@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import DEFAULT_ENGINE, ENGINES, Attempt, Engine, Member, Seal, load_engine
+from hefl.engine import Attempt, Engine, Member, Seal, load_engine
 from hefl.errors import EngineError, MalformedError
+from hefl.params import DEFAULT_ENGINE, ENGINES
 
 FLOAT_ENGINES = [name for name in ENGINES if name != "packed"]
 NAMES = "abcdef"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ def fedavg(rounds: int, clients: list[tuple[int, float]]) -> list[list[Any]]:
     return models
 
 
-@pytest.mark.parametrize("engine", ["tenseal", "plaintext"])
+@pytest.mark.parametrize("engine", ["packed", "tenseal", "plaintext"])
 def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
     keys: Federation, tmp_path: Path, engine: str
 ) -> None:
-    who = {"alice": (10, 1.0), "bob": (25, -2.0), "carol": (7, 3.5)}
+    who = {"alice": (10, 0.1), "bob": (25, -0.2), "carol": (7, 0.35)}
     flags = ["--engine", engine, *(["--insecure-plaintext"] if engine == "plaintext" else [])]
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "3", *flags)
@@ -63,9 +64,10 @@ def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
             np.testing.assert_allclose(model[name], expected, rtol=0, atol=1e-6)
         assert all((model[n] == saved["alice"][n]).all() for n in model.files)
 
+    assert all(e["verified"] is (engine == "packed") for e in clients["bob"].events if e["event"] == "round")
     rounds = [e for e in clients["bob"].events if e["event"] == "round"]
     assert [e["round"] for e in rounds] == [0, 1, 2, 3, 4]
-    accuracy = np.average([0.1, -0.2, 0.35], weights=[10, 25, 7])
+    accuracy = np.average([0.01, -0.02, 0.035], weights=[10, 25, 7])
     for event, model in zip(rounds[1:], models, strict=True):
         assert event["metrics"]["loss"] == pytest.approx(model[0].mean(), abs=1e-6)
         assert event["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
@@ -158,3 +160,38 @@ def test_plain_http_works_on_loopback_when_both_sides_ask_for_it(keys: Federatio
         assert keys.url.startswith("http://127.0.0.1:")
         clients = [keys.client(n, tmp_path / n, "--insecure-http") for n in ("alice", "bob")]
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0], clients[0].error
+
+
+def test_clients_that_weigh_their_own_updates_tell_the_server_no_number_of_examples(
+    keys: Federation, tmp_path: Path
+) -> None:
+    who = {"alice": (10, 0.1), "bob": (25, -0.2), "carol": (7, 0.35)}
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3", "--weighting", "client")
+        refused = keys.client("carol", tmp_path / "other")
+        assert refused.wait() == 3
+        assert "uses weighting 'server', and this side weighting 'client'" in refused.error
+        flags = {name: ("--weighting", "client", "--save", tmp_path / f"{name}.npz") for name in who}
+        clients = [
+            keys.client(name, tmp_path / name, *flags[name], EXAMPLES=str(count), STEP=str(step))
+            for name, (count, step) in who.items()
+        ]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0, 0], [c.error for c in clients]
+    assert [e["num_examples"] for e in server.events if e["event"] == "joined"] == [1, 1, 1]
+    assert "25" not in re.sub(r"\S*[.:]\S*", "", server.error)
+    model = np.load(tmp_path / "bob.npz", allow_pickle=False)
+    for name, expected in zip(model.files, fedavg(3, list(who.values()))[3], strict=True):
+        np.testing.assert_allclose(model[name], expected, rtol=0, atol=1e-6)
+    accuracy = [e["metrics"]["accuracy"] for e in clients[0].events if e["event"] == "round" and e["round"]]
+    assert accuracy == pytest.approx([np.average([0.01, -0.02, 0.035], weights=[10, 25, 7])] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("flags", "text"), [(("--precision", "16"), "precision 16"), ((), "precision 24")])
+def test_parties_of_another_precision_do_not_mix(
+    keys: Federation, tmp_path: Path, flags: tuple[str, ...], text: str
+) -> None:
+    with keys:
+        keys.serve(tmp_path / "server", "--precision", "12")
+        client = keys.client("alice", tmp_path / "alice", *flags)
+        assert client.wait() == 3
+        assert f"client alice uses {text}, and this side precision 12" in client.error

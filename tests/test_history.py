@@ -163,7 +163,7 @@ ANNOUNCEMENT: dict[str, Any] = msgspec.to_builtins(announcement())
         ("round", 2**31),
         ("attempt", 0),
         ("exchange", "gossip"),
-        ("weighting", "client"),
+        ("weighting", "nobody"),
         ("nonce", "00" * 33),
         ("head", "0A" * 32),
         ("values", 0),

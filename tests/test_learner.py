@@ -11,10 +11,11 @@ import pytest
 from helpers import LeastSquares, announcement, summed, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import ENGINES, Engine, load_engine
+from hefl.engine import Engine, load_engine
 from hefl.errors import ConflictError, LayoutError, MismatchError, NotFiniteError, StaleError
 from hefl.history import Announcement, Record
 from hefl.learner import GlobalModel, Learner
+from hefl.params import ENGINES
 
 WEIGHTS = {"alice": 30, "bob": 10}
 

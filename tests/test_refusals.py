@@ -267,7 +267,8 @@ def test_a_layout_that_differs_is_refused_naming_the_first_difference(keys: Fede
 def test_a_client_of_another_engine_is_refused(keys: Federation, tmp_path: Path) -> None:
     with keys:
         keys.serve(tmp_path / "server", "--engine", "plaintext", "--insecure-plaintext")
-        refused(keys.client("alice", tmp_path / "alice"), 3, "engine 'plaintext'", "engine 'tenseal'")
+        client = keys.client("alice", tmp_path / "alice")
+        refused(client, 3, "client alice uses engine 'packed', and this side engine 'plaintext'", "--engine")
 
 
 def test_plaintext_needs_an_explicit_word_on_both_sides_and_loopback(keys: Federation, tmp_path: Path) -> None:
@@ -294,15 +295,23 @@ def test_plain_http_is_refused_beyond_loopback_and_without_the_flag(keys: Federa
 
 
 @pytest.mark.parametrize(
-    ("poison", "text"), [("nan", "NaN or infinity"), ("-inf", "NaN or infinity"), ("262144", "262144 or more")]
+    ("engine", "poison", "text"),
+    [
+        ("packed", "nan", "NaN or infinity"),
+        ("packed", "-inf", "NaN or infinity"),
+        ("packed", "33", "a value beyond +-32"),
+        ("tenseal", "nan", "NaN or infinity"),
+        ("tenseal", "262144", "a value of magnitude 262144 or more"),
+    ],
 )
 def test_an_update_that_cannot_be_encrypted_is_refused_at_the_client_and_the_others_go_on(
-    keys: Federation, tmp_path: Path, poison: str, text: str
+    keys: Federation, tmp_path: Path, engine: str, poison: str, text: str
 ) -> None:
+    flags = ("--engine", engine)
     with keys:
-        server = keys.serve(tmp_path / "server", "--rounds", "3")
-        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
-        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Broken", POISON=poison)
+        server = keys.serve(tmp_path / "server", "--rounds", "3", *flags)
+        others = [keys.client(n, tmp_path / n, *flags) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", *flags, trainer="trainers:Broken", POISON=poison)
         refused(carol, 1, text, "tensor 'layer.bias', index (1,)", "nothing was sent")
         assert [c.wait() for c in (*others, server)] == [0, 0, 0]
     assert {e["round"]: e["in"] for e in server.events if e["event"] == "round"}[2] == ["alice", "bob"]
@@ -312,9 +321,16 @@ def test_an_update_that_cannot_be_encrypted_is_refused_at_the_client_and_the_oth
 def test_a_weight_below_one_is_refused(keys: Federation, tmp_path: Path, weight: str) -> None:
     with keys:
         client = keys.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", EXAMPLES=weight)
-        refused(client, 3, f"from 1 to 16777216, got {weight}")
+        refused(client, 3, f"from 1 to 1099511627776, got {weight}")
         flag = keys.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--num-examples", weight)
         refused(flag, 3, f"got {weight}")
+
+
+def test_a_client_that_weighs_its_own_update_has_at_most_1024_examples(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        flags = ("--server", "https://127.0.0.1:1", "--weighting", "client")
+        client = keys.client("alice", tmp_path / "alice", *flags, EXAMPLES="1025")
+        refused(client, 3, "from 1 to 1024, got 1025")
 
 
 def test_a_trainer_that_fails_is_named_with_its_traceback(keys: Federation, tmp_path: Path) -> None:
@@ -372,6 +388,7 @@ class Raw:
 def join() -> protocol.Join:
     return protocol.Join(
         engine="tenseal",
+        precision_bits=0,
         weighting="server",
         num_examples=4,
         join_nonce="00112233445566778899aabbccddeeff",
@@ -385,7 +402,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
     keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
-        server = keys.serve(tmp_path / "server", "--join-wait", "0")
+        server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")
         alice, bob = raw("alice"), raw("bob")
         alice.join(join)
         bob.join(join)
@@ -465,7 +482,7 @@ def test_an_upload_that_breaks_off_changes_nothing(
     keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
-        server = keys.serve(tmp_path / "server", "--join-wait", "0")
+        server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")
         alice, bob = raw("alice"), raw("bob")
         alice.join(join)
         bob.join(join)

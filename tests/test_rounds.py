@@ -10,6 +10,7 @@ from helpers import HEAD, RUN, record
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hefl.engine import Terms
 from hefl.errors import ConflictError, StaleError
 from hefl.history import Announcement
 from hefl.rounds import (
@@ -71,7 +72,7 @@ def gathering(present: Iterable[str] = KNOWN, **changes: Any) -> Run:
 
 def announced(run: Run, names: Iterable[str] | None = None) -> Announcement:
     names = tuple(sorted(run.sessions if names is None else names))
-    return announcement_of(run, Announce(run.exchange, names), values=3, engine="tenseal", deadline_s=30.0)
+    return announcement_of(run, Announce(run.exchange, names), values=3, terms=Terms("tenseal"), deadline_s=30.0)
 
 
 def collecting(committed: Iterable[str] = (), next_round: int = 1, names: Iterable[str] = KNOWN, **changes: Any) -> Run:
@@ -467,7 +468,7 @@ def test_a_run_ends_without_closing_metrics_where_one_attempt_at_them_failed() -
 
 def test_a_whole_number_of_seconds_hashes_like_the_number_that_a_client_decodes() -> None:
     run = gathering(next_round=1)
-    made = announcement_of(run, Announce("training", KNOWN), values=3, engine="tenseal", deadline_s=60)
+    made = announcement_of(run, Announce("training", KNOWN), values=3, terms=Terms("tenseal"), deadline_s=60)
     assert msgspec.json.decode(msgspec.json.encode(made), type=Announcement).ctx == made.ctx
 
 

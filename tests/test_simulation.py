@@ -9,8 +9,8 @@ import pytest
 from helpers import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
-from hefl.engine import ENGINES
 from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError
+from hefl.params import ENGINES
 from hefl.simulation import Simulation
 
 ROUNDS = 3

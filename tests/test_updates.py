@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import hefl
 from hefl import wire
 from hefl.ckks.context import Identity, PublicContext, SecretContext
-from hefl.engine import ENGINES, Engine, Member, Seal, load_engine
+from hefl.engine import Engine, Member, Seal, load_engine
 from hefl.errors import (
     ConflictError,
     EngineError,
@@ -27,13 +28,17 @@ from hefl.errors import (
     OutOfRangeError,
     ParametersError,
     StaleError,
+    TamperError,
+    UploadError,
 )
 from hefl.history import Announcement, Record
+from hefl.params import ENGINES
 from hefl.updates import Summation, max_aggregate_bytes, max_update_bytes, read_aggregate
 
 WEIGHTS = {"alice": 30, "bob": 10, "carol": 25}
 VECTORS = {"alice": np.array([1.0, 2.0, -3.0]), "bob": np.array([5.0, -6.0, 0.0]), "carol": np.array([0.1, 0.2, 0.3])}
 ATTEMPT = announcement(WEIGHTS)
+RANGE = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +63,29 @@ def expected(names: list[str]) -> Array:
 # --- three calls on bytes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("engine", ["packed", "tenseal"])
 def test_three_clients_of_different_weight_give_numpys_weighted_mean(
-    secret: SecretContext, public: PublicContext
+    secret: SecretContext, public: PublicContext, engine: str
 ) -> None:
-    attempt = hefl.announce(public, WEIGHTS, values=3)
-    updates = [hefl.encrypt(vector, secret, attempt, name) for name, vector in VECTORS.items()]
+    attempt = hefl.announce(public, WEIGHTS, values=3, engine=engine)
+    updates = [hefl.encrypt(vector, secret, attempt, name, value_range=RANGE) for name, vector in VECTORS.items()]
     mean = hefl.decrypt(hefl.aggregate(updates, public, attempt), secret, attempt)
     assert mean.dtype == np.float64
     np.testing.assert_allclose(mean, expected(list(VECTORS)), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=10)
-@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10**6), min_size=2), st.integers(1, 5000))
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10_000), min_size=2),
+    st.integers(1, 5000),
+    st.sampled_from(["packed", "tenseal"]),
+)
 def test_any_weights_and_any_length_give_numpys_weighted_mean(
-    secret: SecretContext, public: PublicContext, weights: dict[str, int], values: int
+    secret: SecretContext, public: PublicContext, weights: dict[str, int], values: int, engine: str
 ) -> None:
-    attempt = hefl.announce(public, weights, values)
+    attempt = hefl.announce(public, weights, values, engine=engine)
     vectors = {n: np.random.default_rng(i).normal(size=values) for i, n in enumerate(weights)}
-    updates = [hefl.encrypt(vector, secret, attempt, name) for name, vector in vectors.items()]
+    updates = [hefl.encrypt(vector, secret, attempt, name, value_range=8) for name, vector in vectors.items()]
     mean = hefl.decrypt(hefl.aggregate(updates, public, attempt), secret, attempt)
     np.testing.assert_allclose(mean, weighted_mean(list(vectors.values()), list(weights.values())), rtol=0, atol=1e-6)
 
@@ -388,7 +398,35 @@ def test_one_update_alone_is_never_published(tenseal: Engine, secret: SecretCont
             hefl.aggregate(updates, public, attempt)
 
 
-def test_a_value_that_the_engine_cannot_hold_is_refused(secret: SecretContext, public: PublicContext) -> None:
-    attempt = hefl.announce(public, {"alice": 30, "bob": 10}, values=2)
+@pytest.mark.parametrize("engine", ["packed", "tenseal"])
+def test_a_value_that_the_engine_cannot_hold_is_refused(
+    secret: SecretContext, public: PublicContext, engine: str
+) -> None:
+    attempt = hefl.announce(public, {"alice": 30, "bob": 10}, values=2, engine=engine)
     with pytest.raises(OutOfRangeError):
         hefl.encrypt([1e12, 1.0], secret, attempt, "alice")
+
+
+@pytest.mark.parametrize("value_range", [0.5, 3, 0, -2, math.nan, math.inf])
+def test_a_range_that_is_no_power_of_two_is_refused(
+    secret: SecretContext, public: PublicContext, value_range: float
+) -> None:
+    attempt = hefl.announce(public, {"alice": 30, "bob": 10}, values=2)
+    with pytest.raises(ParametersError, match="power of two"):
+        hefl.encrypt([0.0, 0.0], secret, attempt, "alice", value_range=value_range)
+
+
+def test_vectors_of_different_ranges_do_not_add_up(secret: SecretContext, public: PublicContext) -> None:
+    attempt = hefl.announce(public, {"alice": 30, "bob": 10}, values=1)
+    updates = [hefl.encrypt([0.5], secret, attempt, n, value_range=r) for n, r in (("alice", 1), ("bob", 2))]
+    with pytest.raises(UploadError, match="different ranges"):
+        hefl.decrypt(hefl.aggregate(updates, public, attempt), secret, attempt)
+
+
+def test_a_packed_aggregate_that_was_altered_is_refused(secret: SecretContext, public: PublicContext) -> None:
+    attempt = hefl.announce(public, {"alice": 30, "bob": 10}, values=1)
+    updates = [hefl.encrypt([0.5], secret, attempt, n) for n in ("alice", "bob")]
+    data = bytearray(hefl.aggregate(updates, public, attempt))
+    data[1000] ^= 1
+    with pytest.raises(TamperError):
+        hefl.decrypt(redigested(data), secret, attempt)

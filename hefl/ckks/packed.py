@@ -31,11 +31,20 @@ from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
 from hefl.ckks.transform import U32, U64
 from hefl.codec import Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
+from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write
 from hefl.errors import EngineError, ParametersError, TamperError, UploadError
 from hefl.fixedpoint import FixedPointCodec
 from hefl.layout import Layout
-from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, PRECISION_BITS, Ring
+from hefl.params import (
+    CLIENT_WEIGHT_BITS,
+    MAX_NUM_EXAMPLES,
+    NOISE_BOUND,
+    PRECISION_BITS,
+    PRECISION_BITS_RANGE,
+    RINGS,
+    WEIGHT_BUDGET,
+    Ring,
+)
 from hefl.plan import Plan, Weights, choose_plan, reduce_weights
 
 
@@ -46,6 +55,7 @@ class PackedEngine:
 
     Args:
         precision_bits: Bits of a value, its sign included; 8 to 40. All parties use the same.
+        weighting: ``client`` leaves room in each lane for a weight that clients multiply by.
         threads: Blocks worked on at once; default: as many as this process has cores.
     """
 
@@ -53,9 +63,43 @@ class PackedEngine:
     verifies = True
     max_num_examples = MAX_NUM_EXAMPLES
 
-    def __init__(self, precision_bits: int = PRECISION_BITS, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        precision_bits: int = PRECISION_BITS,
+        weighting: Weighting = "server",
+        *,
+        threads: int | None = None,
+    ) -> None:
+        low, high = PRECISION_BITS_RANGE
+        extra = CLIENT_WEIGHT_BITS if weighting == "client" else 0
+        if not low <= precision_bits <= high - extra:
+            raise ParametersError(
+                f"precision must be from {low} to {high - extra} bits with weighting {weighting!r}, "
+                f"got {precision_bits}"
+            )
         self.precision_bits = precision_bits
+        self.weighting = weighting
+        self.lane_bits = precision_bits + extra
         self.threads = threads or usable_cores()
+
+    @property
+    def terms(self) -> Terms:
+        """Name, precision and weighting."""
+        return Terms(self.name, self.precision_bits, self.weighting)
+
+    def prepare(self) -> None:
+        """Compile and check the kernels."""
+        check_kernels(RINGS[0])
+
+    def remark(self, attempt: Attempt) -> str | None:
+        """Whether the weights had to be rounded, and by how much."""
+        off_by = self.weights(attempt).off_by
+        if not off_by:
+            return None
+        return (
+            f"the numbers of examples are rounded to a total of {WEIGHT_BUDGET}; "
+            f"a client's share is off by up to {off_by:.2g} of itself"
+        )
 
     def weights(self, attempt: Attempt) -> Weights:
         """The integers by which this attempt's updates are multiplied."""
@@ -63,7 +107,7 @@ class PackedEngine:
 
     def plan(self, attempt: Attempt) -> Plan:
         """What this attempt costs."""
-        return choose_plan(attempt.values, self.precision_bits, self.weights(attempt).total)
+        return choose_plan(attempt.values, self.lane_bits, self.weights(attempt).total)
 
     def codec(self, layout: Layout) -> FixedPointCodec:
         """Fixed-point integers of this engine's precision."""

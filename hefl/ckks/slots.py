@@ -19,7 +19,7 @@ import numpy as np
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
 from hefl.codec import FloatCodec, Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Vector, Write
+from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
 from hefl.errors import MalformedError, NumExamplesError, OutOfRangeError
 from hefl.layout import Layout
 from hefl.params import (
@@ -39,6 +39,17 @@ class SlotsEngine:
     name = "tenseal"
     verifies = False
     max_num_examples = SLOTS_MAX_NUM_EXAMPLES
+
+    @property
+    def terms(self) -> Terms:
+        """Its name says it all."""
+        return Terms(self.name)
+
+    def prepare(self) -> None:
+        """Nothing takes long."""
+
+    def remark(self, attempt: Attempt) -> None:
+        """Nothing to say."""
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values, each below 2**18."""

@@ -1,0 +1,72 @@
+"""Updates that clients weigh themselves, so that the server learns no number of examples.
+
+Each client multiplies its fixed-point integers by its own weight, from 1 to 2**10, and appends that weight as one
+more exact value. The server adds; everybody divides by the decrypted sum of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
+from hefl.errors import UploadError
+from hefl.layout import Arrays
+from hefl.params import CLIENT_WEIGHT_BITS
+
+
+class ClientWeightedCodec:
+    """Weighs what another codec of exact integers makes; see codec.Codec.
+
+    Args:
+        codec: Makes int64 vectors, and leaves CLIENT_WEIGHT_BITS of each lane free.
+        weight: This client's weight, asked for at each update.
+    """
+
+    def __init__(self, codec: Codec, weight: Callable[[], int]) -> None:
+        self._codec = codec
+        self._weight = weight
+
+    def values(self, exchange: Exchange) -> int:
+        """One more than without the weight; initial arrays are one client's, and weigh 1."""
+        return self._codec.values(exchange) + (exchange != "initial")
+
+    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """See codec.Codec."""
+        return self._codec.encode_initial(arrays)
+
+    def decode_initial(self, total: Sum) -> tuple[Arrays, Scales]:
+        """See codec.Codec."""
+        return self._codec.decode_initial(total)
+
+    def encode_model(
+        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+    ) -> NDArray[Any]:
+        """See codec.Codec."""
+        return self._weigh(self._codec.encode_model(arrays, metrics, scales))
+
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+        """See codec.Codec. Raises UploadError where the weights cannot be."""
+        return self._codec.decode_model(_weighted(total), scales)
+
+    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
+        """See codec.Codec."""
+        return self._weigh(self._codec.encode_metrics(metrics))
+
+    def decode_metrics(self, total: Sum) -> Metrics:
+        """See codec.Codec. Raises UploadError where the weights cannot be."""
+        return self._codec.decode_metrics(_weighted(total))
+
+    def _weigh(self, vector: NDArray[Any]) -> NDArray[Any]:
+        weight = self._weight()
+        return np.append(vector * weight, weight)
+
+
+def _weighted(total: Sum) -> Sum:
+    clients, weight = int(total.total_weight), int(total.vector[-1])
+    if not clients <= weight <= clients << CLIENT_WEIGHT_BITS:
+        raise UploadError(f"the weights of {clients} clients cannot sum to {weight}; the sum cannot be used")
+    return Sum(total.vector[:-1], weight)
