@@ -30,6 +30,7 @@ from hefl.engine import Attempt, Blocks, Engine, Member, Seal, Write, load_engin
 from hefl.errors import HeflError
 from hefl.keys import authority
 from hefl.layout import Arrays, Layout, describe
+from hefl.params import SLOTS_RING, SLOTS_SCALE_BITS
 from hefl.processes import Children, Event, run_federation
 from hefl.timings import Timings
 
@@ -46,8 +47,9 @@ class Row:
 
     Attributes:
         table: ``engines`` or ``round``.
-        engine: Its name; ``tenseal-public`` is stock TenSEAL with the public key.
-        phase: What was timed; ``wall`` is a whole round.
+        engine: Its name; ``tenseal`` is stock TenSEAL with the secret key, ``tenseal-public`` with the public one.
+        phase: What was timed; ``wall`` is a whole round. Packed and plaintext serialise as they encrypt and parse as
+            they aggregate and decrypt, block by block; TenSEAL parses as it aggregates and decrypts.
         seconds: Median, for one client; in ``aggregate`` for one client of the server's.
         bytes_up, bytes_down: Of one client.
         peak_bytes: Largest resident size of the process; in table ``round`` the server's in phase ``aggregate``, and a
@@ -99,11 +101,18 @@ def _lines(path: str) -> list[str]:
 def bench_engines(values: int, weights: Sequence[int], say: Say, threads: int = 1) -> list[Row]:
     """Each engine's phases at so many values, for clients with these sample weights."""
     rows: list[Row] = []
-    for engine in ("plaintext", "tenseal", "packed"):
+    for engine in ("plaintext", "packed"):
         say(f"engines: {engine}, {values:,} values, weights {list(weights)}")
         rows += _alone(_bench_engine, engine, values, tuple(weights), threads)
-    say(f"engines: tenseal with the public key, {values:,} values")
-    return rows + _alone(_bench_public_key, values, tuple(weights))
+    for public_key in (False, True):
+        say(f"engines: stock TenSEAL with the {'public' if public_key else 'secret'} key, {values:,} values")
+        rows += _alone(_bench_tenseal, values, tuple(weights), public_key)
+    return rows
+
+
+def bench_packed(values: int, weights: Sequence[int], threads: int) -> list[Row]:
+    """The packed engine alone, with so many threads."""
+    return _alone(_bench_engine, "packed", values, tuple(weights), threads)
 
 
 def _alone(function: Callable[..., list[Row]], *arguments: Any) -> list[Row]:
@@ -226,31 +235,58 @@ def _digest(blocks: Sequence[bytes]) -> bytes:
     return digest.digest()
 
 
-def _bench_public_key(values: int, weights: tuple[int, ...]) -> list[Row]:
-    """Stock TenSEAL as its tutorials use it: a public key, which costs more and is not needed here."""
+def _bench_tenseal(values: int, weights: tuple[int, ...], public_key: bool) -> list[Row]:
+    """Stock TenSEAL, called as its documentation does: nothing of hefl's but the parameters."""
     import tenseal as ts
 
-    from hefl.ckks.slots import SLOTS
-    from hefl.params import SLOTS_RING, SLOTS_SCALE_BITS
-
-    context = ts.context(ts.SCHEME_TYPE.CKKS, SLOTS_RING.degree, coeff_mod_bit_sizes=SLOTS_RING.chain, n_threads=1)
+    kind = ts.ENCRYPTION_TYPE.ASYMMETRIC if public_key else ts.ENCRYPTION_TYPE.SYMMETRIC
+    chain, degree = SLOTS_RING.chain, SLOTS_RING.degree
+    context = ts.context(ts.SCHEME_TYPE.CKKS, degree, coeff_mod_bit_sizes=chain, encryption_type=kind, n_threads=1)
     context.global_scale = 2.0**SLOTS_SCALE_BITS
-    vector = _models(values, 1)[0][0].astype(np.float64)
-    samples, sizes, worst = [], 0, 0.0
+    keyless = ts.context_from(
+        context.serialize(save_public_key=False, save_secret_key=False, save_galois_keys=False, save_relin_keys=False),
+        n_threads=1,
+    )
+    models, shares = [m[0].astype(np.float64) for m in _models(values, len(weights))], np.array(weights) / sum(weights)
+    expected, samples = np.average(models, axis=0, weights=weights), []
     for _ in range(REPEATS):
-        timings, blocks = Timings(), []
-        with timings.phase("encrypt"):
-            for at in range(0, values, SLOTS):
-                blocks.append(ts.ckks_vector(context, vector[at : at + SLOTS].tolist()).serialize())
-        samples.append(timings.take()["encrypt"])
-        sizes = sum(map(len, blocks))
-    back = np.array(ts.ckks_vector_from(context, blocks[0]).decrypt())
-    worst = float(np.abs(back - vector[: back.size]).max())
-    if worst > TOLERANCE:
-        raise HeflError(f"TenSEAL with the public key is off by {worst:g}")
+        timings = Timings()
+        updates = [_tenseal_encrypt(context, model, timings) for model in models]
+        with timings.phase("digest"):
+            for blocks in updates:
+                _digest(blocks)
+        with timings.phase("aggregate"):
+            total = []
+            for parts in zip(*updates, strict=True):
+                first, *others = (
+                    ts.ckks_vector_from(keyless, part) * share for part, share in zip(parts, shares, strict=True)
+                )
+                total.append(sum(others, first).serialize())
+        with timings.phase("decrypt"):
+            out = np.concatenate([ts.ckks_vector_from(context, block).decrypt() for block in total])
+        error = float(np.abs(out - expected).max())
+        if error > TOLERANCE:
+            raise HeflError(f"TenSEAL is off by {error:g}")
+        taken = timings.take()
+        samples.append({k: s if k == "decrypt" else s / len(weights) for k, s in taken.items()})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = statistics.median(samples)
-    return [Row("engines", "tenseal-public", values, len(weights), weights, "encrypt", seconds, sizes, 0, peak, worst)]
+    up, down = sum(map(len, updates[0])), sum(map(len, total))
+    shape = ("tenseal-public" if public_key else "tenseal", values, len(weights), weights)
+    return [
+        Row("engines", *shape, phase, statistics.median(s[phase] for s in samples), up, down, peak, error)
+        for phase in samples[0]
+    ]
+
+
+def _tenseal_encrypt(context: Any, vector: NDArray[np.float64], timings: Timings) -> list[bytes]:
+    import tenseal as ts
+
+    slots = SLOTS_RING.degree // 2
+    chunks = range(0, vector.size, slots)
+    with timings.phase("encrypt"):
+        encrypted = [ts.ckks_vector(context, vector[at : at + slots].tolist()) for at in chunks]
+    with timings.phase("serialise"):
+        return [chunk.serialize() for chunk in encrypted]
 
 
 # --- whole rounds -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,22 @@ class Coordinator:
 
     # --- what time brings ---------------------------------------------------------------------------------------------
 
-    async def tick(self) -> None:
-        """Do what is due."""
+    async def tick(self, patience_s: float) -> None:
+        """Do what is due; where that is nothing, wait for news, and for so long at most."""
+        version = self._version
+        await self._act()
+        if time.monotonic() - self._reminded > REMIND_S:
+            self.remind()
+        if self._version == version:
+            await self._wait_for_news(version, patience_s)
+
+    async def _wait_for_news(self, after: int, patience_s: float) -> None:
+        async with self._changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._changed.wait_for(lambda: self._version > after or self._stopping)
+
+    async def _act(self) -> None:
         async with self._lock:
             match rounds.decide(self.run, self._clock()):
                 case rounds.Announce() as decision:
@@ -119,8 +134,6 @@ class Coordinator:
                     await self._apply(rounds.Ended())
                     log.info("the run has ended after %d rounds", self.run.rounds)
                     self._emit({"event": "ended", "rounds": self.run.rounds})
-        if time.monotonic() - self._reminded > REMIND_S:
-            self.remind()
 
     def remind(self) -> None:
         """Say whom the run waits for."""
@@ -283,12 +296,7 @@ class Coordinator:
 
     async def view(self, name: str, after: int) -> View:
         """The run as one client needs to see it, once it is newer than version ``after``, or after POLL_S."""
-        async with self._changed:
-            try:
-                async with asyncio.timeout(POLL_S):
-                    await self._changed.wait_for(lambda: self._version > after or self._stopping)
-            except TimeoutError:
-                pass
+        await self._wait_for_news(after, POLL_S)
         run = self.run
         return View(
             version=self._version,

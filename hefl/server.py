@@ -36,7 +36,8 @@ from hefl.updates import max_update_bytes
 
 log = logging.getLogger("hefl")
 
-TICK_S = 0.05
+TICK_S = 0.1
+"""How late a deadline, or a signal, may be noticed."""
 
 CLIENT = web.RequestKey("client", str)
 """Who asks."""
@@ -118,8 +119,7 @@ class Server:
             self._emit({"event": "listening", "url": await self._listen(runner)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
-                await self._coordinator.tick()
-                await asyncio.sleep(TICK_S)
+                await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
             await runner.cleanup()

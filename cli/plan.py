@@ -1,0 +1,83 @@
+"""``hefl plan``: what a round costs, before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from hefl.cli.output import json_option, print_json
+from hefl.params import MAX_CLIENTS, PRECISION_BITS, PRECISION_BITS_RANGE
+
+
+@click.command()
+@click.option("--values", type=click.IntRange(1), required=True, help="Parameters of the model.")
+@click.option("--clients", type=click.IntRange(2, MAX_CLIENTS), required=True, help="How many take part.")
+@click.option(
+    "--precision",
+    type=click.IntRange(*PRECISION_BITS_RANGE),
+    default=PRECISION_BITS,
+    show_default=True,
+    help="Bits of a fixed-point value.",
+)
+@click.option("--weights", metavar="N,N,...", help="Numbers of examples, one for each client.  [default: equal]")
+@json_option
+def plan(values: int, clients: int, precision: int, weights: str | None, as_json: bool) -> None:
+    """Say what a round of the packed engine costs: bytes, memory, and how exact it is.
+
+    Bytes are of one client's update and of the aggregate, metrics and frames left out.
+    """
+    from hefl.ckks.pool import usable_cores
+    from hefl.plan import choose_plan, reduce_weights
+
+    reduced = reduce_weights({str(i): number for i, number in enumerate(_numbers(weights, clients))})
+    chosen = choose_plan(values, precision, reduced.total)
+    facts = {
+        **{k: v for k, v in asdict(chosen).items() if k != "ring"},
+        "ring": str(chosen.ring),
+        "weights": list(reduced.of.values()),
+        "weights_off_by": reduced.off_by,
+        "blocks": chosen.blocks,
+        "bytes_up": chosen.update_bytes,
+        "bytes_down": chosen.aggregate_bytes(clients),
+        "server_memory_bytes": chosen.server_memory_bytes,
+        "client_memory_bytes": chosen.client_memory_bytes(usable_cores()),
+        "error_bound": chosen.error_bound,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(
+        f"ring:    degree {chosen.ring.degree}, {chosen.limbs} limbs of {chosen.limb_bits} bits; "
+        f"{chosen.lanes} values of {chosen.width_bits} bits in a coefficient, below them {chosen.margin_bits} for noise"
+    )
+    if reduced.off_by:
+        click.echo(
+            f"weights: rounded to a total of {reduced.total}; a share is off by up to {reduced.off_by:.2g} of itself"
+        )
+    else:
+        click.echo(f"weights: exact, total {reduced.total} after division by their greatest common divisor")
+    for label, size in (("up:     ", facts["bytes_up"]), ("down:   ", facts["bytes_down"])):
+        click.echo(f"{label} {size:,} bytes a client and round, {size / values:.2f} a value (float32: 4)")
+    click.echo(
+        f"memory:  {chosen.server_memory_bytes / 1e6:,.1f} MB at the server, whatever the number of clients; "
+        f"{facts['client_memory_bytes'] / 1e6:,.1f} MB at a client, beside its model"
+    )
+    click.echo(
+        f"error:   sums are exact; an average differs from that of unrounded values by at most "
+        f"{chosen.error_bound:.2g} of a tensor's range"
+    )
+
+
+def _numbers(weights: str | None, clients: int) -> list[int]:
+    if weights is None:
+        return [1] * clients
+    try:
+        numbers = [int(number) for number in weights.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != clients or min(numbers) < 1:
+        raise click.BadParameter(
+            f"takes {clients} whole numbers from 1 on, one for each client", param_hint="--weights"
+        )
+    return numbers
