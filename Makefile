@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all lint types clean
+.PHONY: bench demo test test-slow test-all lint types clean
 
 demo: $(STAMP)  ## Train a model under encryption on this machine
 	$(BIN)/hefl demo --out demo-out --force
@@ -16,6 +16,9 @@ test-slow: $(STAMP)  ## The tests that take long
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+bench: $(STAMP)  ## Measure, and write benchmarks/README.md from what was measured
+	for name in engines rounds threads startup report; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ def seconds(arguments: list[str], text: str, cache: Path) -> float:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "HOME": str(cache)},
     ) as child:
         assert child.stdout
         for line in child.stdout:
@@ -55,6 +55,7 @@ if __name__ == "__main__":
         for command, (arguments, text) in commands.items():
             note(f"start-up: {command}")
             cache = folder / command.replace(" ", "-")
+            cache.mkdir(mode=0o700)
             first = seconds(arguments, text, cache)
             later = statistics.median(seconds(arguments, text, cache) for _ in range(5))
             rows.append({"table": "startup", "command": command, "first_s": first, "later_s": later})

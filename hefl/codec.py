@@ -88,10 +88,11 @@ class FloatCodec:
     A metric travels as (value, 1), a missing one as (0, 0): the average is over those who have one.
     """
 
-    def __init__(self, layout: Layout, limit: float) -> None:
-        """Take ``limit``, the magnitude from which on the engine cannot hold a value."""
+    def __init__(self, layout: Layout, limit: float, dtype: type[np.floating[Any]] = np.float64) -> None:
+        """Take ``limit``, the magnitude from which on the engine cannot hold a value, and the type it computes in."""
         self.layout = layout
         self.limit = limit
+        self._dtype = dtype
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
@@ -102,10 +103,10 @@ class FloatCodec:
             "closing": max(metrics, 1),
         }[exchange]
 
-    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Initial arrays as 16-bit words, each a whole number that every engine holds."""
-        self._check(self.layout.flatten(arrays))
-        return self.layout.to_words(arrays).astype(np.float64)
+        self._check(self.layout.flatten(arrays, self._dtype), arrays)
+        return self.layout.to_words(arrays).astype(self._dtype)
 
     def decode_initial(self, total: Sum) -> tuple[Arrays, Scales]:
         """Inverse of encode_initial."""
@@ -125,39 +126,44 @@ class FloatCodec:
 
     def encode_model(
         self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[Any]:
         """A trained model and its metrics; see Codec."""
-        vector = self.layout.flatten(arrays)
-        self._check(vector)
-        return np.concatenate([vector, pairs(metrics, self.layout.metrics)])
+        tail = pairs(metrics, self.layout.metrics)
+        vector = self.layout.flatten(arrays, self._dtype, room=tail.size)
+        self._check(vector[: self.layout.size], arrays)
+        vector[self.layout.size :] = tail
+        return vector
 
     def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
         """The averages; see Codec."""
-        vector = total.vector.astype(np.float64)
-        model, tail = vector[: self.layout.size], vector[self.layout.size :]
-        return self.layout.unflatten(model / total.total_weight), averages(tail, self.layout.metrics), ()
+        model, tail = total.vector[: self.layout.size], total.vector[self.layout.size :]
+        arrays = self.layout.unflatten(model / self._dtype(total.total_weight))
+        return arrays, averages(tail.astype(np.float64), self.layout.metrics), ()
 
-    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[np.float64]:
+    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
         """Metrics alone; see Codec."""
-        return pairs(metrics, self.layout.metrics) if self.layout.metrics else np.zeros(1)
+        return (pairs(metrics, self.layout.metrics) if self.layout.metrics else np.zeros(1)).astype(self._dtype)
 
     def decode_metrics(self, total: Sum) -> Metrics:
         """The averages; see Codec."""
         return averages(total.vector.astype(np.float64), self.layout.metrics)
 
-    def _check(self, vector: NDArray[np.float64]) -> None:
+    def _check(self, vector: NDArray[np.floating[Any]], arrays: Sequence[NDArray[Any]]) -> None:
+        # One pass that makes no copy; what is wrong is looked for, in full width, only where something is.
+        if -self.limit < vector.min() <= vector.max() < self.limit:
+            return
+        vector = self.layout.flatten(arrays)
         if not np.isfinite(vector).all():
             where = self.layout.locate(int(np.argmin(np.isfinite(vector))))
             raise NotFiniteError(
                 f"the update holds NaN or infinity in {where}; nothing was sent",
                 hint="training diverged: lower the learning rate, or look at the data",
             )
-        if (np.abs(vector) >= self.limit).any():
-            where = self.layout.locate(int(np.argmax(np.abs(vector) >= self.limit)))
-            raise OutOfRangeError(
-                f"the update holds a value of magnitude {self.limit:g} or more in {where}; nothing was sent",
-                hint="scale the model, or leave the tensor out of get_parameters",
-            )
+        where = self.layout.locate(int(np.argmax(np.abs(vector) >= self.limit)))
+        raise OutOfRangeError(
+            f"the update holds a value of magnitude {self.limit:g} or more in {where}; nothing was sent",
+            hint="scale the model, or leave the tensor out of get_parameters",
+        )
 
 
 def pairs(metrics: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:

@@ -72,17 +72,20 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"and {array.dtype.name} {array.shape} came"
                 )
 
-    def flatten(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
-        """Arrays to one vector of shape (size,), in order. Raises LayoutError as ``check``."""
+    def flatten(
+        self, arrays: Sequence[NDArray[Any]], dtype: type[np.floating[Any]] = np.float64, room: int = 0
+    ) -> NDArray[Any]:
+        """Arrays to one vector in order, of shape (size + room,), its end left unset. Raises as ``check``."""
         self.check(arrays)
-        vector = np.empty(self.size, np.float64)
+        vector = np.empty(self.size + room, dtype)
         at = 0
         for array in arrays:
-            vector[at : at + array.size] = array.reshape(-1)
+            with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
+                vector[at : at + array.size] = array.reshape(-1)
             at += array.size
         return vector
 
-    def unflatten(self, vector: NDArray[np.float64]) -> Arrays:
+    def unflatten(self, vector: NDArray[np.floating[Any]]) -> Arrays:
         """One vector of shape (size,) to arrays of the layout's dtypes; whole numbers are rounded half to even."""
         arrays, at = [], 0
         for tensor in self.tensors:

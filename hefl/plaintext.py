@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class PlaintextEngine:
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values that float32 can hold."""
-        return FloatCodec(layout, float(np.finfo(np.float32).max))
+        return FloatCodec(layout, float(np.finfo(np.float32).max), np.float32)
 
     def block_count(self, attempt: Attempt) -> int:
         """One block for 2**18 values."""
@@ -56,7 +57,7 @@ class PlaintextEngine:
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
         """Write the vector as little-endian float32; see engine.Engine."""
         for at in range(0, attempt.values, BLOCK):
-            write(vector[at : at + BLOCK].astype("<f4").tobytes())
+            write(_bytes(vector[at : at + BLOCK]))
         return Seal()
 
     def aggregator(self, public: PublicContext, attempt: Attempt) -> PlaintextAggregator:
@@ -99,11 +100,15 @@ class PlaintextAggregator:
     def finish(self, write: Write) -> bytes:
         """Write the sum; see engine.Aggregator."""
         for at in range(0, self._attempt.values, BLOCK):
-            write(self._sum[at : at + BLOCK].astype("<f4").tobytes())
+            write(_bytes(self._sum[at : at + BLOCK]))
         return b""
+
+
+def _bytes(values: NDArray[Any]) -> memoryview:
+    return values.astype("<f4", copy=False).data.cast("B")
 
 
 def _parse(block: bytes, size: int) -> NDArray[np.float32]:
     if len(block) != 4 * size:
         raise MalformedError(f"a block has {len(block)} bytes where {4 * size} belong")
-    return np.frombuffer(block, "<f4").astype(np.float32)
+    return np.frombuffer(block, "<f4")
