@@ -66,6 +66,7 @@ class Summation:
         frame.header.check(wire.Header.of("update", self._identity, self._announcement, blocks, name))
         if frame.members:
             raise MalformedError("an update with a list of members")
+        _check_tag(frame, self._engine.tag_bytes(self._attempt))
 
     def add(self, frame: wire.Frame, name: str) -> None:
         """Fold a checked update in, whole or not at all.
@@ -115,10 +116,19 @@ def read_aggregate(
     """
     frame, attempt = wire.open_frame(source), announcement.as_attempt()
     frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt)))
+    _check_tag(frame, engine.tag_bytes(attempt))
+    if any(frame.seal.seed):
+        raise MalformedError("an aggregate with a seed of its own")
     if record and (record.digest != frame.digest.hex() or record.as_members() != list(frame.members)):
         raise ConflictError("the aggregate is not the one that its record describes")
     _check_members(announcement, frame.members)
     return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
+
+
+def _check_tag(frame: wire.Frame, tag_bytes: int) -> None:
+    """Refuse bytes that no engine looks at: each is either checked or not there."""
+    if len(frame.seal.tag) != tag_bytes:
+        raise MalformedError(f"a tag has {len(frame.seal.tag)} bytes where {tag_bytes} belong")
 
 
 def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:

@@ -318,6 +318,31 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
         read_aggregate(file.getvalue(), secret, tenseal, ATTEMPT)
 
 
+def framed_again(data: bytes, seal: Seal) -> bytes:
+    """The same frame with another end."""
+    frame, file = wire.open_frame(data), io.BytesIO()
+    writer = wire.Writer(file, frame.header, frame.members, len(seal.tag))
+    for block in frame.blocks():
+        writer.block(block)
+    writer.finish(seal)
+    return file.getvalue()
+
+
+def test_a_tag_where_the_engine_has_none_is_refused(
+    secret: SecretContext, public: PublicContext, updates: dict[str, bytes], aggregated: tuple[bytes, Record]
+) -> None:
+    tagged = framed_again(updates["alice"], Seal(tag=b"x"))
+    with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
+        hefl.aggregate([tagged, updates["bob"]], public, ATTEMPT)
+    with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
+        hefl.decrypt(framed_again(aggregated[0], Seal(tag=b"x")), secret, ATTEMPT)
+
+
+def test_an_aggregate_has_no_seed_of_its_own(secret: SecretContext, aggregated: tuple[bytes, Record]) -> None:
+    with pytest.raises(MalformedError, match="seed"):
+        hefl.decrypt(framed_again(aggregated[0], Seal(b"\x01" + bytes(31))), secret, ATTEMPT)
+
+
 @pytest.mark.parametrize(
     ("read_for", "error"),
     [
