@@ -100,7 +100,7 @@ class Record(Value, frozen=True, kw_only=True):
     """What became of an attempt: who is in the sum, and which bytes the sum is.
 
     Attributes:
-        digest: SHA-256 of the aggregate's file.
+        digest: The aggregate's: SHA-256 of its file without the digest at its end.
         tag: The sum's authentication, hexadecimal; empty where the engine has none.
     """
 

@@ -112,14 +112,19 @@ def read_aggregate(
 
     Raises:
         MalformedError, MismatchError, EngineError, StaleError: The frame does not belong to the announcement.
-        ConflictError: Its members or digest are not the record's; or its members were not announced, or are too few.
+        ConflictError: Its members, tag or digest are not the record's; or its members are not announced ones, or too
+            few.
     """
     frame, attempt = wire.open_frame(source), announcement.as_attempt()
     frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt)))
     _check_tag(frame, engine.tag_bytes(attempt))
     if any(frame.seal.seed):
         raise MalformedError("an aggregate with a seed of its own")
-    if record and (record.digest != frame.digest.hex() or record.as_members() != list(frame.members)):
+    if record and (record.digest, record.tag, record.as_members()) != (
+        frame.digest.hex(),
+        frame.seal.tag.hex(),
+        list(frame.members),
+    ):
         raise ConflictError("the aggregate is not the one that its record describes")
     _check_members(announcement, frame.members)
     return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)

@@ -281,6 +281,7 @@ def test_an_aggregate_whose_record_says_otherwise_is_refused(
     data, record = aggregated
     changes: list[dict[str, Any]] = [
         {"digest": "00" * 32},
+        {"tag": "00"},
         {"members": record.members[:2]},
         {"members": record.members[::-1]},
         {"members": (*record.members[:2], msgspec.structs.replace(record.members[2], weight=26))},
