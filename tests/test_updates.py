@@ -143,7 +143,7 @@ def replaced(**changes: Any) -> Announcement:
     ("made_for", "error"),
     [
         (replaced(round=2), StaleError),
-        (replaced(round=0), StaleError),
+        (replaced(round=3), StaleError),
         (replaced(attempt=2), StaleError),
         (replaced(run="00" * 16), StaleError),
         (replaced(nonce="00" * 32), StaleError),
@@ -151,7 +151,7 @@ def replaced(**changes: Any) -> Announcement:
         (replaced(participants=announcement({**WEIGHTS, "bob": 11}).participants), StaleError),
         (replaced(engine="plaintext"), EngineError),
     ],
-    ids=["later round", "earlier round", "attempt", "run", "nonce", "head", "weights", "engine"],
+    ids=["later round", "still later round", "attempt", "run", "nonce", "head", "weights", "engine"],
 )
 def test_an_update_of_another_attempt_is_refused(
     secret: SecretContext, public: PublicContext, made_for: Announcement, error: type[HeflError]
