@@ -137,11 +137,14 @@ def _check_tag(frame: wire.Frame, tag_bytes: int) -> None:
 
 
 def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:
-    """Refuse a sum that is not of announced participants, with the announced weights, and of enough of them."""
+    """Refuse a sum that is not of announced participants, in order, with their weights, and of enough of them.
+
+    The order changes no sum; but one sum is one frame and one record.
+    """
     announced = announcement.as_attempt().weights
-    names = [m.name for m in members]
-    if len(set(names)) != len(names) or any(announced.get(m.name) != m.weight for m in members):
-        raise ConflictError("the aggregate's members are not the announced ones with the announced weights")
+    named = {m.name for m in members}
+    if [(m.name, m.weight) for m in members] != [(n, w) for n, w in announced.items() if n in named]:
+        raise ConflictError("the aggregate's members are not announced ones, in order, with the announced weights")
     least = 1 if announcement.exchange == "initial" else MIN_CLIENTS
     if len(members) < least:
         raise ConflictError(f"a sum of {len(members)} updates, where at least {least} must be in: it would show one")

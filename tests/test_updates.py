@@ -303,8 +303,9 @@ def test_an_aggregate_whose_record_says_otherwise_is_refused(
         [("alice", 31), ("bob", 10)],
         [("alice", 30), ("alice", 30)],
         [("alice", 30), ("bob", 10), ("bob", 10)],
+        [("bob", 10), ("alice", 30)],
     ],
-    ids=["nobody", "a stranger", "another weight", "one twice", "one twice beside another"],
+    ids=["nobody", "a stranger", "another weight", "one twice", "one twice beside another", "another order"],
 )
 def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     tenseal: Engine, secret: SecretContext, aggregated: tuple[bytes, Record], members: list[tuple[str, int]]
