@@ -66,6 +66,12 @@ class Announcement(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if any(a.name >= b.name for a, b in itertools.pairwise(self.participants)):
             raise ValueError("participants must be ordered by name, and each stand once")
+        if (self.exchange == "initial") != (self.round == 0):
+            raise ValueError(
+                "initial arrays belong to round 0, and nothing else does: later they would undo the training"
+            )
+        if self.exchange == "initial" and len(self.participants) != 1:
+            raise ValueError("initial arrays come from one participant")
 
     @property
     def ctx(self) -> bytes:
@@ -100,7 +106,7 @@ class Record(Value, frozen=True, kw_only=True):
     """What became of an attempt: who is in the sum, and which bytes the sum is.
 
     Attributes:
-        digest: SHA-256 of the aggregate's file.
+        digest: The aggregate's: SHA-256 of its file without the digest at its end.
         tag: The sum's authentication, hexadecimal; empty where the engine has none.
     """
 

@@ -91,7 +91,9 @@ class Learner:
 
     def _make_codec(self, layout: Layout) -> Codec:
         codec = self.engine.codec(layout)
-        return ClientWeightedCodec(codec, lambda: self.num_examples) if self._own_weights else codec
+        if not self._own_weights:
+            return codec
+        return ClientWeightedCodec(codec, self.engine.terms.precision_bits, lambda: self.num_examples)
 
     @property
     def announced_num_examples(self) -> int:

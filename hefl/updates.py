@@ -66,6 +66,7 @@ class Summation:
         frame.header.check(wire.Header.of("update", self._identity, self._announcement, blocks, name))
         if frame.members:
             raise MalformedError("an update with a list of members")
+        _check_tag(frame, self._engine.tag_bytes(self._attempt))
 
     def add(self, frame: wire.Frame, name: str) -> None:
         """Fold a checked update in, whole or not at all.
@@ -111,22 +112,39 @@ def read_aggregate(
 
     Raises:
         MalformedError, MismatchError, EngineError, StaleError: The frame does not belong to the announcement.
-        ConflictError: Its members or digest are not the record's; or its members were not announced, or are too few.
+        ConflictError: Its members, tag or digest are not the record's; or its members are not announced ones, or too
+            few.
     """
     frame, attempt = wire.open_frame(source), announcement.as_attempt()
     frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt)))
-    if record and (record.digest != frame.digest.hex() or record.as_members() != list(frame.members)):
+    _check_tag(frame, engine.tag_bytes(attempt))
+    if any(frame.seal.seed):
+        raise MalformedError("an aggregate with a seed of its own")
+    if record and (record.digest, record.tag, record.as_members()) != (
+        frame.digest.hex(),
+        frame.seal.tag.hex(),
+        list(frame.members),
+    ):
         raise ConflictError("the aggregate is not the one that its record describes")
     _check_members(announcement, frame.members)
     return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
 
 
+def _check_tag(frame: wire.Frame, tag_bytes: int) -> None:
+    """Refuse bytes that no engine looks at: each is either checked or not there."""
+    if len(frame.seal.tag) != tag_bytes:
+        raise MalformedError(f"a tag has {len(frame.seal.tag)} bytes where {tag_bytes} belong")
+
+
 def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:
-    """Refuse a sum that is not of announced participants, with the announced weights, and of enough of them."""
+    """Refuse a sum that is not of announced participants, in order, with their weights, and of enough of them.
+
+    The order changes no sum; but one sum is one frame and one record.
+    """
     announced = announcement.as_attempt().weights
-    names = [m.name for m in members]
-    if len(set(names)) != len(names) or any(announced.get(m.name) != m.weight for m in members):
-        raise ConflictError("the aggregate's members are not the announced ones with the announced weights")
+    named = {m.name for m in members}
+    if [(m.name, m.weight) for m in members] != [(n, w) for n, w in announced.items() if n in named]:
+        raise ConflictError("the aggregate's members are not announced ones, in order, with the announced weights")
     least = 1 if announcement.exchange == "initial" else MIN_CLIENTS
     if len(members) < least:
         raise ConflictError(f"a sum of {len(members)} updates, where at least {least} must be in: it would show one")

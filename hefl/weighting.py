@@ -16,6 +16,7 @@ from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.errors import UploadError
 from hefl.layout import Arrays
 from hefl.params import CLIENT_WEIGHT_BITS
+from hefl.quantise import largest_magnitude
 
 
 class ClientWeightedCodec:
@@ -23,11 +24,13 @@ class ClientWeightedCodec:
 
     Args:
         codec: Makes int64 vectors, and leaves CLIENT_WEIGHT_BITS of each lane free.
+        precision_bits: Of its integers.
         weight: This client's weight, asked for at each update.
     """
 
-    def __init__(self, codec: Codec, weight: Callable[[], int]) -> None:
+    def __init__(self, codec: Codec, precision_bits: int, weight: Callable[[], int]) -> None:
         self._codec = codec
+        self._bound = (1 << (precision_bits - 1)) - 1
         self._weight = weight
 
     def values(self, exchange: Exchange) -> int:
@@ -49,24 +52,32 @@ class ClientWeightedCodec:
         return self._weigh(self._codec.encode_model(arrays, metrics, scales))
 
     def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
-        """See codec.Codec. Raises UploadError where the weights cannot be."""
-        return self._codec.decode_model(_weighted(total), scales)
+        """See codec.Codec. Raises UploadError where weights or values cannot be."""
+        return self._codec.decode_model(self._weighted(total), scales)
 
     def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
         """See codec.Codec."""
         return self._weigh(self._codec.encode_metrics(metrics))
 
     def decode_metrics(self, total: Sum) -> Metrics:
-        """See codec.Codec. Raises UploadError where the weights cannot be."""
-        return self._codec.decode_metrics(_weighted(total))
+        """See codec.Codec. Raises UploadError where weights or values cannot be."""
+        return self._codec.decode_metrics(self._weighted(total))
 
     def _weigh(self, vector: NDArray[Any]) -> NDArray[Any]:
         weight = self._weight()
         return np.append(vector * weight, weight)
 
+    def _weighted(self, total: Sum) -> Sum:
+        """The same sum over what its members say that they weigh.
 
-def _weighted(total: Sum) -> Sum:
-    clients, weight = int(total.total_weight), int(total.vector[-1])
-    if not clients <= weight <= clients << CLIENT_WEIGHT_BITS:
-        raise UploadError(f"the weights of {clients} clients cannot sum to {weight}; the sum cannot be used")
-    return Sum(total.vector[:-1], weight)
+        The engine bounds lanes by the largest weight. A member that says less than it multiplies by would carry the
+        average beyond the range that all values have.
+        """
+        clients, weight = int(total.total_weight), int(total.vector[-1])
+        if not clients <= weight <= clients << CLIENT_WEIGHT_BITS:
+            raise UploadError(f"the weights of {clients} clients cannot sum to {weight}; the sum cannot be used")
+        if largest_magnitude(total.vector[:-1]) > weight * self._bound:
+            raise UploadError(
+                f"a participant's upload is out of range (a value beyond the weight {weight}); the sum cannot be used"
+            )
+        return Sum(total.vector[:-1], weight)

@@ -32,6 +32,9 @@ VERSION = 1
 HEADER = struct.Struct("<4sBB10s16sIII32s32sQIIH")
 MEMBER = struct.Struct("<32s32sQ")
 LENGTH = struct.Struct("<I")
+MAX_BLOCK_BYTES = 1 << 20
+"""No engine makes a longer block: a reader holds one at a time, however long a frame may be."""
+
 NAME_BYTES = 32
 SEED_BYTES = 32
 DIGEST_BYTES = 32
@@ -135,6 +138,8 @@ class Writer:
 
     def block(self, data: bytes | memoryview) -> None:
         """Write the next block."""
+        if len(data) > MAX_BLOCK_BYTES:
+            raise ValueError(f"a block of {len(data)} bytes, where none has more than {MAX_BLOCK_BYTES}")
         self._left -= 1
         self._put(LENGTH.pack(len(data)))
         self._put(data)
@@ -206,6 +211,8 @@ def open_frame(source: Source) -> Frame:
         first_block = file.tell()
         for _ in range(header.block_count):
             (length,) = LENGTH.unpack(take(file, LENGTH.size))
+            if length > MAX_BLOCK_BYTES:
+                raise MalformedError(f"a block of {length} bytes, where none has more than {MAX_BLOCK_BYTES}")
             take(file, length)
         seal = Seal(take(file, SEED_BYTES), take(file, tag_bytes))
         left = size - file.tell() - DIGEST_BYTES

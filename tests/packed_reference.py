@@ -1,4 +1,4 @@
-"""The packed engine's update a second time, slowly: Python's integers, hashlib and AES, and nothing of hefl's.
+"""The wire format and the packed engine a second time, slowly: Python's integers, hashlib, AES, nothing of hefl's.
 
 What is random is given. Written from the documents, so that the two check each other and the format stays as it is.
 """
@@ -6,8 +6,11 @@ What is random is given. Written from the documents, so that the two check each 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -134,3 +137,151 @@ def update(g: Given) -> tuple[list[bytes], bytes]:
     size = n * len(g.primes) * bits // 8
     data = [packed([v for limb in block for v in limb], bits).to_bytes(size, "little") for block in blocks]
     return data, packed(tag, bits).to_bytes(-(-len(tag) * bits // 8), "little")
+
+
+# --- weights and plan -------------------------------------------------------------------------------------------------
+
+RINGS = {4096: (30, 3), 8192: (28, 7), 16384: (28, 14)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    degree: int
+    bits: int
+    limbs: int
+    lanes: int
+    margin: int
+    width: int
+    blocks: int
+    block_bytes: int
+    tag_bytes: int
+
+
+def is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+
+
+def primes(degree: int) -> list[int]:
+    """All of a ring's, ascending."""
+    bits, count = RINGS[degree]
+    down = ((1 << bits) // (2 * degree) * 2 * degree + 1 - 2 * degree * k for k in range(1 << 20))
+    found: list[int] = []
+    while len(found) < count:
+        q = next(down)
+        if q < 1 << bits and is_prime(q):
+            found.append(q)
+    return sorted(found)
+
+
+def reduced(num_examples: Mapping[str, int], budget: int = 2**16) -> dict[str, int]:
+    divisor = math.gcd(*num_examples.values())
+    weights = {name: n // divisor for name, n in num_examples.items()}
+    if sum(weights.values()) <= budget:
+        return weights
+    ones: set[str] = set()
+    while True:
+        left, total = budget - len(ones), sum(w for name, w in weights.items() if name not in ones)
+        below = {name for name, w in weights.items() if name not in ones and w * left < total}
+        if not below:
+            break
+        ones |= below
+    out = {name: 1 if name in ones else w * left // total for name, w in weights.items()}
+    order = [(-(w * left % total), i, name) for i, (name, w) in enumerate(weights.items()) if name not in ones]
+    for _, _, name in sorted(order)[: budget - sum(out.values())]:
+        out[name] += 1
+    divisor = math.gcd(*out.values())
+    return {name: n // divisor for name, n in out.items()}
+
+
+def plan(values: int, precision: int, total_weight: int) -> Plan:
+    margin = (21 * total_weight).bit_length() + 1
+    width = precision
+    while 1 << (width - precision) < total_weight:
+        width += 1
+    found = []
+    for degree, (bits, most) in RINGS.items():
+        for limbs in range(1, most + 1):
+            lanes = (limbs * bits - 1 - margin) // width
+            if lanes >= 1:
+                blocks, tag = math.ceil(values / (lanes * degree)), math.ceil(3 * limbs * bits / 8)
+                size = limbs * degree * bits // 8
+                cost = blocks * size + 32 + tag, degree, limbs
+                found.append((cost, Plan(degree, bits, limbs, lanes, margin, width, blocks, size, tag)))
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+# --- sums -------------------------------------------------------------------------------------------------------------
+
+
+def unpacked(data: bytes, bits: int) -> list[int]:
+    number = int.from_bytes(data, "little")
+    return [number >> (bits * i) & ((1 << bits) - 1) for i in range(8 * len(data) // bits)]
+
+
+def add_up(parts: Sequence[tuple[int, bytes]], bits: int, moduli: Sequence[int]) -> bytes:
+    """sum of weight * residues, modulo these in equal stretches, packed."""
+    rows = [(weight, unpacked(data, bits)) for weight, data in parts]
+    count = len(rows[0][1]) // len(moduli) * len(moduli)  # a tag may have bits to spare
+    each = count // len(moduli)
+    out = [sum(w * row[i] for w, row in rows) % moduli[i // each] for i in range(count)]
+    return packed(out, bits).to_bytes(len(parts[0][1]), "little")
+
+
+# --- frames and history -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the header says of where a frame belongs."""
+
+    federation: bytes
+    generation: int
+    round: int
+    attempt: int
+    ctx: bytes
+    values: int
+
+
+def frame(
+    kind: int,
+    place: Place,
+    name: str,
+    blocks: Sequence[bytes],
+    seed: bytes,
+    tag: bytes,
+    members: Sequence[tuple[str, bytes, int]] = (),
+) -> bytes:
+    def padded(text: str, size: int) -> bytes:
+        return text.encode() + bytes(size - len(text))
+
+    def parts() -> Iterator[bytes]:
+        yield b"HEFL" + bytes([1, kind]) + padded("packed", 10) + place.federation
+        for number in (place.generation, place.round, place.attempt):
+            yield number.to_bytes(4, "little")
+        yield place.ctx + padded(name, 32) + place.values.to_bytes(8, "little")
+        yield len(blocks).to_bytes(4, "little") + len(members).to_bytes(4, "little") + len(tag).to_bytes(2, "little")
+        for member, its_seed, weight in members:
+            yield padded(member, 32) + its_seed + weight.to_bytes(8, "little")
+        for block in blocks:
+            yield len(block).to_bytes(4, "little") + block
+        yield seed + tag
+
+    data = b"".join(parts())
+    return data + hashlib.sha256(data).digest()
+
+
+def canonical(value: Any) -> bytes:
+    """Right for numbers that need no exponent."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def genesis(federation: bytes, generation: int, run: bytes) -> bytes:
+    return hashlib.sha256(b"hefl/v1/genesis" + federation + generation.to_bytes(4, "big") + run).digest()
+
+
+def ctx_of(announcement: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(b"hefl/v1/ctx" + bytes.fromhex(announcement["head"]) + canonical(announcement)).digest()
+
+
+def head_of(record: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(b"hefl/v1/head" + canonical(record)).digest()

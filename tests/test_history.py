@@ -114,7 +114,7 @@ def test_participants_weigh_their_num_examples(exchange: str) -> None:
 
 
 def test_initial_arrays_weigh_one() -> None:
-    assert announcement({"alice": 30}, exchange="initial").as_attempt().weights == {"alice": 1}
+    assert announcement({"alice": 30}, exchange="initial", round=0).as_attempt().weights == {"alice": 1}
 
 
 def test_a_records_members_have_their_seeds_as_bytes() -> None:
@@ -173,6 +173,10 @@ ANNOUNCEMENT: dict[str, Any] = msgspec.to_builtins(announcement())
         ("participants", []),
         ("participants", [PARTICIPANT] * (MAX_CLIENTS + 1)),
         ("participants", [{**PARTICIPANT, "admin": True}]),
+        ("participants", [PARTICIPANT, PARTICIPANT]),
+        ("participants", [{**PARTICIPANT, "name": "bob"}, PARTICIPANT]),
+        ("round", 0),
+        ("exchange", "initial"),
         ("engine", 1),
         ("extra", 1),
     ],
@@ -181,6 +185,14 @@ def test_an_announcement_out_of_bounds_is_refused(field: str, value: Any) -> Non
     assert decoded(ANNOUNCEMENT, Announcement) == announcement()
     with pytest.raises(msgspec.ValidationError):
         decoded({**ANNOUNCEMENT, field: value}, Announcement)
+
+
+def test_initial_arrays_are_announced_to_one_participant_of_round_0_only() -> None:
+    initial = {**ANNOUNCEMENT, "round": 0, "exchange": "initial", "participants": [PARTICIPANT]}
+    assert decoded(initial, Announcement).round == 0
+    for change in ({"round": 1}, {"exchange": "training"}, {"participants": ANNOUNCEMENT["participants"]}):
+        with pytest.raises(msgspec.ValidationError, match="initial arrays"):
+            decoded({**initial, **change}, Announcement)
 
 
 @pytest.mark.parametrize("field", ANNOUNCEMENT)

@@ -449,7 +449,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert "not start" in refusal(400, "MalformedError", b"nonsense" * 100)
         assert "round 7" in refusal(410, "StaleError", good, "/v1/rounds/7/1/update")
         assert "attempt 2" in refusal(410, "StaleError", good, "/v1/rounds/0/2/update")
-        assert "of round 3" in refusal(410, "StaleError", made(round=3))
+        assert "of round 3" in refusal(410, "StaleError", made(round=3, exchange="training"))
         assert "another run" in refusal(410, "StaleError", made(nonce="00" * 32))
         assert "engine 'plaintext'" in refusal(409, "EngineError", headed(engine="plaintext"))
         assert "11 values" in refusal(400, "MalformedError", headed(values=11))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,28 @@ def test_tenseal_alone_reads_an_aggregate_as_the_weighted_mean(secret: SecretCon
     (block,) = aggregated(secret, public)
     expected = weighted_mean(list(VECTORS.values()), list(ATTEMPT.weights.values()))
     np.testing.assert_allclose(opened(secret, block).decrypt(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_sum_in_which_an_update_is_half_is_never_written(secret: SecretContext, public: PublicContext) -> None:
+    attempt, passes = Attempt(bytes(32), SLOTS + 1, ATTEMPT.weights), 0
+    second = encrypted(secret, np.ones(SLOTS + 1), attempt)
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal passes
+        passes += 1
+        yield second[0]
+        if passes == 2:
+            raise OSError("the disk failed")
+        yield second[1]
+
+    aggregator = ENGINE.aggregator(public, attempt)
+    with pytest.raises(OSError, match="the disk failed"):
+        aggregator.add("bob", blocks, Seal())
+    # Not even after the same update has come again, whole.
+    for name in attempt.weights:
+        aggregator.add(name, lambda: iter(second), Seal())
+    with pytest.raises(MalformedError, match="in part"):
+        aggregator.finish(lambda data: pytest.fail("something was written"))
 
 
 def test_the_rescale_costs_no_precision_relative_to_the_value(secret: SecretContext, public: PublicContext) -> None:

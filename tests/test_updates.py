@@ -143,7 +143,7 @@ def replaced(**changes: Any) -> Announcement:
     ("made_for", "error"),
     [
         (replaced(round=2), StaleError),
-        (replaced(round=0), StaleError),
+        (replaced(round=3), StaleError),
         (replaced(attempt=2), StaleError),
         (replaced(run="00" * 16), StaleError),
         (replaced(nonce="00" * 32), StaleError),
@@ -151,7 +151,7 @@ def replaced(**changes: Any) -> Announcement:
         (replaced(participants=announcement({**WEIGHTS, "bob": 11}).participants), StaleError),
         (replaced(engine="plaintext"), EngineError),
     ],
-    ids=["later round", "earlier round", "attempt", "run", "nonce", "head", "weights", "engine"],
+    ids=["later round", "still later round", "attempt", "run", "nonce", "head", "weights", "engine"],
 )
 def test_an_update_of_another_attempt_is_refused(
     secret: SecretContext, public: PublicContext, made_for: Announcement, error: type[HeflError]
@@ -281,6 +281,7 @@ def test_an_aggregate_whose_record_says_otherwise_is_refused(
     data, record = aggregated
     changes: list[dict[str, Any]] = [
         {"digest": "00" * 32},
+        {"tag": "00"},
         {"members": record.members[:2]},
         {"members": record.members[::-1]},
         {"members": (*record.members[:2], msgspec.structs.replace(record.members[2], weight=26))},
@@ -302,8 +303,9 @@ def test_an_aggregate_whose_record_says_otherwise_is_refused(
         [("alice", 31), ("bob", 10)],
         [("alice", 30), ("alice", 30)],
         [("alice", 30), ("bob", 10), ("bob", 10)],
+        [("bob", 10), ("alice", 30)],
     ],
-    ids=["nobody", "a stranger", "another weight", "one twice", "one twice beside another"],
+    ids=["nobody", "a stranger", "another weight", "one twice", "one twice beside another", "another order"],
 )
 def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     tenseal: Engine, secret: SecretContext, aggregated: tuple[bytes, Record], members: list[tuple[str, int]]
@@ -316,6 +318,31 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     writer.finish(Seal())
     with pytest.raises(ConflictError, match=r"announced|a sum of 0"):
         read_aggregate(file.getvalue(), secret, tenseal, ATTEMPT)
+
+
+def framed_again(data: bytes, seal: Seal) -> bytes:
+    """The same frame with another end."""
+    frame, file = wire.open_frame(data), io.BytesIO()
+    writer = wire.Writer(file, frame.header, frame.members, len(seal.tag))
+    for block in frame.blocks():
+        writer.block(block)
+    writer.finish(seal)
+    return file.getvalue()
+
+
+def test_a_tag_where_the_engine_has_none_is_refused(
+    secret: SecretContext, public: PublicContext, updates: dict[str, bytes], aggregated: tuple[bytes, Record]
+) -> None:
+    tagged = framed_again(updates["alice"], Seal(tag=b"x"))
+    with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
+        hefl.aggregate([tagged, updates["bob"]], public, ATTEMPT)
+    with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
+        hefl.decrypt(framed_again(aggregated[0], Seal(tag=b"x")), secret, ATTEMPT)
+
+
+def test_an_aggregate_has_no_seed_of_its_own(secret: SecretContext, aggregated: tuple[bytes, Record]) -> None:
+    with pytest.raises(MalformedError, match="seed"):
+        hefl.decrypt(framed_again(aggregated[0], Seal(b"\x01" + bytes(31))), secret, ATTEMPT)
 
 
 @pytest.mark.parametrize(

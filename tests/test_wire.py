@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hefl.ckks.context import Identity
-from hefl.engine import Member, Seal
+from hefl.engine import Attempt, Member, Seal, load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
-from hefl.params import MAX_CLIENTS
-from hefl.wire import Frame, Header, Writer, max_bytes, open_frame
+from hefl.params import ENGINES, MAX_CLIENTS, MAX_VALUES
+from hefl.wire import MAX_BLOCK_BYTES, Frame, Header, Writer, max_bytes, open_frame
 
 IDENTITY = Identity("0f" * 16, 3)
 HEADER = Header.of("update", IDENTITY, announcement(), 2, "alice")
@@ -214,7 +214,7 @@ def patched(at: int, value: bytes, data: bytes = AGGREGATE_BYTES) -> bytes:
         (patched(6, b"ten\0eal"), "not a name"),
         (patched(FORMAT.size - 6, struct.pack("<I", MAX_CLIENTS + 1)), f"{MAX_CLIENTS + 1} members"),
         (patched(FORMAT.size - 6, struct.pack("<I", MAX_CLIENTS)), "truncated"),
-        (patched(FORMAT.size - 10, struct.pack("<I", 2**32 - 1)), "truncated"),
+        (patched(FORMAT.size - 10, struct.pack("<I", 2**32 - 1)), "truncated|a block of"),
         (patched(FORMAT.size, b"\xc3\xa4"), "not a name"),
         (patched(FORMAT.size, b"HEFL" * 100), None),
     ],
@@ -222,6 +222,24 @@ def patched(at: int, value: bytes, data: bytes = AGGREGATE_BYTES) -> bytes:
 def test_a_header_that_no_honest_peer_writes_is_refused(data: bytes, message: str | None) -> None:
     with pytest.raises((MalformedError, VersionError), match=message):
         open_frame(data)
+
+
+def test_a_reader_is_never_made_to_hold_more_than_the_longest_block_of_any_engine() -> None:
+    framed(blocks=[bytes(MAX_BLOCK_BYTES)])
+    with pytest.raises(ValueError, match=f"{MAX_BLOCK_BYTES + 1} bytes"):
+        framed(blocks=[bytes(MAX_BLOCK_BYTES + 1)])
+    longer = framed(blocks=[bytes(MAX_BLOCK_BYTES), bytes(4)])
+    joined = patched(FORMAT.size - 10, struct.pack("<I", 1), longer)
+    with pytest.raises(MalformedError, match=f"none has more than {MAX_BLOCK_BYTES}"):
+        open_frame(patched(FORMAT.size, struct.pack("<I", MAX_BLOCK_BYTES + 8), joined))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_engine_makes_a_longer_block(name: str) -> None:
+    engine = load_engine(name, insecure_plaintext=True)
+    for values in (1, 10**5, 10**7, 4 * MAX_VALUES):
+        for weights in ({"a": 1}, {"a": 1, "b": 2**16 - 1}):
+            assert engine.max_block_bytes(Attempt(bytes(32), values, weights)) <= MAX_BLOCK_BYTES
 
 
 # --- where a frame belongs --------------------------------------------------------------------------------------------

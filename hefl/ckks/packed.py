@@ -32,7 +32,7 @@ from hefl.ckks.selftest import check_kernels
 from hefl.ckks.transform import U32, U64
 from hefl.codec import Sum
 from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write
-from hefl.errors import EngineError, ParametersError, TamperError, UploadError
+from hefl.errors import EngineError, MalformedError, ParametersError, TamperError, UploadError
 from hefl.fixedpoint import FixedPointCodec
 from hefl.layout import Layout
 from hefl.params import (
@@ -261,6 +261,7 @@ class PackedAggregator:
         self._sum: U32 = np.zeros((plan.blocks, basis.limbs, basis.degree), np.uint32)
         self._tag: U64 = np.zeros_like(tag_from_bytes(bytes(plan.tag_bytes), basis))
         self._moduli = basis.moduli.astype(np.uint64)[:, None]
+        self._broken = False
 
     def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
         """Multiply and add; see engine.Aggregator."""
@@ -270,13 +271,23 @@ class PackedAggregator:
             coder.from_bytes(data)  # every block parses before the first one counts
         factors = (weight % self._moduli).astype(np.uint32)
         companions = shoup(factors, coder.basis.moduli[:, None])
-        for block, data in enumerate(coder.counted(blocks())):
-            residues = coder.from_bytes(data)
-            add_multiple(self._sum[block], residues, factors[:, 0], companions[:, 0], coder.basis.moduli)
+        try:
+            for block, data in enumerate(coder.counted(blocks())):
+                residues = coder.from_bytes(data)
+                add_multiple(self._sum[block], residues, factors[:, 0], companions[:, 0], coder.basis.moduli)
+        except BaseException:
+            self._broken = True
+            raise
         self._tag = (self._tag + np.uint64(weight) * tag) % self._moduli
 
     def finish(self, write: Write) -> bytes:
-        """Write the sum; see engine.Aggregator."""
+        """Write the sum; see engine.Aggregator.
+
+        Raises:
+            MalformedError: An update was added in part, because reading it failed; no client would accept the sum.
+        """
+        if self._broken:
+            raise MalformedError("an update was added in part: the sum cannot be used")
         for residues in self._sum:
             write(self._coder.to_bytes(residues))
         return tag_to_bytes(self._tag, self._coder.plan.limb_bits)

@@ -116,14 +116,16 @@ class SlotsAggregator:
         factor = _share(self._attempt, [name]) * _rescale_prime() / 2.0**SLOTS_SCALE_BITS
         for _ in self._parsed(blocks):
             pass  # every block is in form before the first one counts
-        self._broken = True
-        for k, vector in enumerate(self._parsed(blocks)):
-            vector *= factor
-            if k < len(self._sums):
-                self._sums[k] += vector
-            else:
-                self._sums.append(vector)
-        self._broken = False
+        try:
+            for k, vector in enumerate(self._parsed(blocks)):
+                vector *= factor
+                if k < len(self._sums):
+                    self._sums[k] += vector
+                else:
+                    self._sums.append(vector)
+        except BaseException:
+            self._broken = True
+            raise
         self._added.append(name)
 
     def finish(self, write: Write) -> bytes:

@@ -343,6 +343,30 @@ def test_a_malformed_update_leaves_a_sum_as_it_was(how: str) -> None:
     assert (total.open(ENGINE, SECRET, attempt).vector == vectors["client-0"]).all()
 
 
+def test_a_sum_in_which_an_update_is_half_is_never_written() -> None:
+    attempt = new_attempt(20_000, [1, 2])
+    updates = {n: encrypt(ENGINE, SECRET, attempt, n, v) for n, v in vectors_of(attempt, 24).items()}
+    aggregator, second, passes = ENGINE.aggregator(public_of(SECRET), attempt), updates["client-1"], 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal passes
+        passes += 1
+        for block in second.blocks:
+            yield block
+            if passes == 2:
+                raise OSError("the disk failed")
+
+    aggregator.add("client-0", again(updates["client-0"].blocks), updates["client-0"].seal)
+    with pytest.raises(OSError, match="the disk failed"):
+        aggregator.add("client-1", blocks, second.seal)
+    written: list[bytes | memoryview] = []
+    # Not even after the same update has come again, whole.
+    aggregator.add("client-1", again(second.blocks), second.seal)
+    with pytest.raises(MalformedError, match="in part"):
+        aggregator.finish(written.append)
+    assert written == []
+
+
 @pytest.mark.parametrize(
     "vector",
     [np.zeros(9, np.int64), np.zeros(10), np.zeros((10, 1), np.int64), np.full(10, 2**23), np.full(10, -(2**23))],

@@ -24,7 +24,8 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "packed.json").rea
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["what"])
 def test_an_update_is_the_same_to_the_bit(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array(vector["cycle"])[np.arange(vector["values"]) % len(vector["cycle"])]
-    group_key, ctx, seed, noise_key = (bytes.fromhex(vector[k]) for k in ("group_key", "ctx", "seed", "noise_key"))
+    given_bytes = ("published_test_key", "ctx", "seed", "noise_key")
+    group_key, ctx, seed, noise_key = (bytes.fromhex(vector[k]) for k in given_bytes)
     secret = dataclasses.replace(new_secret(), group_key=group_key)
     attempt = Attempt(ctx, vector["values"], vector["weights"])
     engine = PackedEngine(vector["precision_bits"], threads=1)
