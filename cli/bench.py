@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.output import json_option, print_json
+from hefl.cli.options import json_option, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.output import engine_option, json_option, print_json
-from hefl.params import PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.client import RoundReport
@@ -27,21 +26,7 @@ if TYPE_CHECKING:
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the final global model.")
 @click.option("--force", is_flag=True, help="Let --save replace a file.")
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
-@engine_option
-@click.option(
-    "--precision",
-    type=click.IntRange(*PRECISION_BITS_RANGE),
-    default=PRECISION_BITS,
-    show_default=True,
-    help="Bits of a fixed-point value of --engine packed; as the server's.",
-)
-@click.option(
-    "--weighting",
-    type=click.Choice(WEIGHTINGS),
-    default="server",
-    show_default=True,
-    help="Who multiplies by the numbers of examples; with 'client', the server does not learn them.",
-)
+@terms_options
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),

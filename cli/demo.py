@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.output import engine_option, json_option, print_json
+from hefl.cli.options import engine_option, json_option, print_json
 
 if TYPE_CHECKING:
     from hefl.demo import Progress

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hefl.cli.output import json_option, print_json
+from hefl.cli.options import json_option, print_json
 
 
 @click.command()

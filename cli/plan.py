@@ -6,20 +6,14 @@ from dataclasses import asdict
 
 import click
 
-from hefl.cli.output import json_option, print_json
-from hefl.params import MAX_CLIENTS, PRECISION_BITS, PRECISION_BITS_RANGE
+from hefl.cli.options import json_option, precision_option, print_json
+from hefl.params import MAX_CLIENTS
 
 
 @click.command()
 @click.option("--values", type=click.IntRange(1), required=True, help="Parameters of the model.")
 @click.option("--clients", type=click.IntRange(2, MAX_CLIENTS), required=True, help="How many take part.")
-@click.option(
-    "--precision",
-    type=click.IntRange(*PRECISION_BITS_RANGE),
-    default=PRECISION_BITS,
-    show_default=True,
-    help="Bits of a fixed-point value.",
-)
+@precision_option
 @click.option("--weights", metavar="N,N,...", help="Numbers of examples, one for each client.  [default: equal]")
 @json_option
 def plan(values: int, clients: int, precision: int, weights: str | None, as_json: bool) -> None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hefl.cli.output import engine_option, json_option, print_json
-from hefl.params import PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -42,21 +41,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for the run, a new one each run.  [default: DIR/server/state]",
 )
-@engine_option
-@click.option(
-    "--precision",
-    type=click.IntRange(*PRECISION_BITS_RANGE),
-    default=PRECISION_BITS,
-    show_default=True,
-    help="Bits of a fixed-point value of --engine packed; as the clients'.",
-)
-@click.option(
-    "--weighting",
-    type=click.Choice(WEIGHTINGS),
-    default="server",
-    show_default=True,
-    help="Who multiplies by the numbers of examples; with 'client', the server does not learn them.",
-)
+@terms_options
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
 @json_option

@@ -198,6 +198,8 @@ class Client:
                 await self._answer(announcement)
 
     def _is_asked(self, announcement: Announcement) -> bool:
+        if self._welcome and announcement.run != self._welcome.run:
+            raise ConflictError("the server announces a round of another run than the one that this client joined")
         if (announcement.round, announcement.attempt) <= self._done:
             return False
         return any(p.name == self._folder.name and p.join_nonce == self._nonce for p in announcement.participants)

@@ -1,0 +1,50 @@
+"""What several commands share: their options, and events on stdout as a line of JSON each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from hefl.params import DEFAULT_ENGINE, ENGINES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+engine_option: Callable[[F], F] = click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=DEFAULT_ENGINE,
+    show_default=True,
+    help="How updates are encrypted; the same on both sides. 'plaintext' is for comparisons on one machine.",
+)
+
+precision_option: Callable[[F], F] = click.option(
+    "--precision",
+    type=click.IntRange(*PRECISION_BITS_RANGE),
+    default=PRECISION_BITS,
+    show_default=True,
+    help="Bits of a fixed-point value of engine packed; the same on both sides.",
+)
+
+weighting_option: Callable[[F], F] = click.option(
+    "--weighting",
+    type=click.Choice(WEIGHTINGS),
+    default="server",
+    show_default=True,
+    help="Who multiplies by the numbers of examples, as on the other side; with 'client' the server never learns them.",
+)
+
+
+def terms_options(command: F) -> F:
+    """What server and clients must agree on."""
+    return engine_option(precision_option(weighting_option(command)))
+
+
+json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
+
+
+def print_json(event: Mapping[str, Any]) -> None:
+    """One event on stdout, at once."""
+    click.echo(json.dumps(event))
