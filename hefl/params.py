@@ -78,6 +78,9 @@ SLOTS_LEAST_SHARE = 2.0**-10
 """The ``tenseal`` engine refuses a sum of clients with less than this of the announced weight: its noise, about 1e-9,
 is divided by their share."""
 
+BLOCKS_AT_ONCE = 4
+"""Blocks handed to a thread at once: one takes so little time that handing over counts."""
+
 NOISE_BOUND = 21
 """eta of the centred binomial: no noise is larger."""
 

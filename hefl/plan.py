@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from hefl.errors import ParametersError
 from hefl.params import (
+    BLOCKS_AT_ONCE,
     MAX_CLIENTS,
     MAX_VALUES,
     NOISE_BOUND,
@@ -157,11 +158,11 @@ class Plan:
     def client_memory_bytes(self, threads: int) -> int:
         """A vector of 64-bit integers, and what each thread works with.
 
-        A thread holds, at most twice over, a block's values, its residues and products, its random words and its
-        bytes; all threads share the tables and the MAC's keys.
+        A thread holds, at most twice over, a block's values, its residues and products, and its random words, and
+        the bytes of the blocks that it was handed; all threads share the tables and the MAC's keys.
         """
         words = self.limbs * self.ring.degree * 4
-        per_block = 8 * self.values_per_block + 4 * words + 2 * self.block_bytes
+        per_block = 8 * self.values_per_block + 4 * words + 2 * BLOCKS_AT_ONCE * self.block_bytes
         return 8 * self.values + 2 * threads * per_block + 12 * words
 
     @property

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from hefl.params import BLOCKS_AT_ONCE
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,17 +21,22 @@ def usable_cores() -> int:
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Results in the items' order; items are taken, and results held, at most twice as many as threads."""
+    """Results in the items' order; for each thread, at most 2 * BLOCKS_AT_ONCE items are taken, and results held."""
     if threads == 1:
         yield from map(function, items)
         return
-    pool, running = ThreadPoolExecutor(threads), deque[Future[R]]()
+    source = iter(items)
+    pool, running = ThreadPoolExecutor(threads), deque[Future[list[R]]]()
     try:
-        for item in items:
-            running.append(pool.submit(function, item))
+        while group := list(itertools.islice(source, BLOCKS_AT_ONCE)):
+            running.append(pool.submit(_apply, function, group))
             if len(running) == 2 * threads:
-                yield running.popleft().result()
+                yield from running.popleft().result()
         while running:
-            yield running.popleft().result()
+            yield from running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _apply(function: Callable[[T], R], group: list[T]) -> list[R]:
+    return [function(item) for item in group]
