@@ -25,7 +25,6 @@ from hefl.rounds import Phase
 from hefl.serverstate import ServerState
 from hefl.timings import Timings
 from hefl.updates import Summation
-from hefl.wire import open_frame
 
 log = logging.getLogger("hefl")
 
@@ -336,11 +335,13 @@ class Coordinator:
             StaleError: The attempt was closed meanwhile.
             ConflictError: Another update of this client is in the sum already.
         """
-        frame = await asyncio.to_thread(open_frame, path)
+        closed = StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+        if self._summation is None or self.run.announcement is not announcement:
+            raise closed
+        frame = await asyncio.to_thread(self._summation.open, path, name)
         async with self._lock:
             if self._summation is None or self.run.announcement is not announcement:
-                raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
-            self._summation.check(frame, name)
+                raise closed
             event = rounds.Committed(name, frame.digest.hex(), next_num_examples)
             rounds.advance(self.run, event)  # refuses what contradicts before it is added
             if name not in self.run.committed:

@@ -32,7 +32,6 @@ from hefl.rounds import (
 )
 from hefl.trainer import Trainer
 from hefl.updates import Summation
-from hefl.wire import open_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,7 @@ def simulate(
         for name in announcement.names:
             update = io.BytesIO()
             learners[name].write_update(update, announcement)
-            frame = open_frame(update.getvalue())
-            summation.check(frame, name)
+            frame = summation.open(update.getvalue(), name)
             summation.add(frame, name)
             run = advance(run, Committed(name, frame.digest.hex(), learners[name].num_examples))
         run = advance(run, Closed())

@@ -56,20 +56,22 @@ class Summation:
         self._aggregator = engine.aggregator(public, self._attempt)
         self._members: dict[str, Member] = {}
 
-    def check(self, frame: wire.Frame, name: str) -> None:
-        """Refuse a frame that is not this client's update of this attempt.
+    def open(self, source: wire.Source, name: str) -> wire.Frame:
+        """Read this client's update of this attempt, and refuse what is something else.
 
         Raises:
-            MismatchError, EngineError, StaleError, ConflictError, MalformedError: As wire.Header.check.
+            MismatchError, EngineError, StaleError, ConflictError, MalformedError: As wire.open_frame.
         """
         blocks = self._engine.block_count(self._attempt)
-        frame.header.check(wire.Header.of("update", self._identity, self._announcement, blocks, name))
+        expected = wire.Header.of("update", self._identity, self._announcement, blocks, name)
+        frame = wire.open_frame(source, expected)
         if frame.members:
             raise MalformedError("an update with a list of members")
         _check_tag(frame, self._engine.tag_bytes(self._attempt))
+        return frame
 
     def add(self, frame: wire.Frame, name: str) -> None:
-        """Fold a checked update in, whole or not at all.
+        """Fold an update from ``open`` in, whole or not at all.
 
         Raises:
             ConflictError: This client's update is in the sum, or it is no participant.
@@ -115,8 +117,9 @@ def read_aggregate(
         ConflictError: Its members, tag or digest are not the record's; or its members are not announced ones, or too
             few.
     """
-    frame, attempt = wire.open_frame(source), announcement.as_attempt()
-    frame.header.check(wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt)))
+    attempt = announcement.as_attempt()
+    expected = wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt))
+    frame = wire.open_frame(source, expected)
     _check_tag(frame, engine.tag_bytes(attempt))
     if any(frame.seal.seed):
         raise MalformedError("an aggregate with a seed of its own")

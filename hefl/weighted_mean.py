@@ -136,9 +136,8 @@ def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announce
     """
     summation = Summation(public, _engine(attempt), attempt)
     for update in updates:
-        frame = wire.open_frame(update)
-        summation.check(frame, frame.header.name)
-        summation.add(frame, frame.header.name)
+        name = wire.read_header(update).name
+        summation.add(summation.open(update, name), name)
     file = io.BytesIO()
     summation.finish(file)
     return file.getvalue()

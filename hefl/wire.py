@@ -188,8 +188,16 @@ def max_bytes(block_count: int, max_block_bytes: int, members: int = 0, tag_byte
     return HEADER.size + members * MEMBER.size + blocks + SEED_BYTES + tag_bytes + DIGEST_BYTES
 
 
-def open_frame(source: Source) -> Frame:
+def read_header(source: Source) -> Header:
+    """What stands first in a frame, before anything else is looked at. Raises as open_frame."""
+    with _open(source) as file:
+        return _parse_header(_read(file, HEADER.size))[0]
+
+
+def open_frame(source: Source, expected: Header | None = None) -> Frame:
     """Read a frame through once, checking its form and its digest.
+
+    With an expected header, what belongs elsewhere is refused before as many blocks are read as it claims.
 
     Raises:
         VersionError: It is of another wire format.
@@ -207,6 +215,8 @@ def open_frame(source: Source) -> Frame:
 
     with _open(source) as file:
         header, member_count, tag_bytes = _parse_header(take(file, HEADER.size))
+        if expected:
+            header.check(expected)
         members = tuple(_parse_member(take(file, MEMBER.size)) for _ in range(member_count))
         first_block = file.tell()
         for _ in range(header.block_count):

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engine import Engine
 from hefl.history import Announcement, MemberEntry, Participant, Record
@@ -74,9 +73,7 @@ def summed(
     """The aggregate of some updates, and its record."""
     summation = Summation(public, engine, of)
     for name, data in updates.items():
-        frame = wire.open_frame(data)
-        summation.check(frame, name)
-        summation.add(frame, name)
+        summation.add(summation.open(data, name), name)
     file = io.BytesIO()
     made = summation.finish(file)
     return file.getvalue(), made

@@ -191,7 +191,7 @@ def test_an_update_that_another_client_sent_is_refused(
 ) -> None:
     summation = Summation(public, tenseal, ATTEMPT)
     with pytest.raises(ConflictError, match="'alice', not 'bob'"):
-        summation.check(wire.open_frame(updates["alice"]), "bob")
+        summation.open(updates["alice"], "bob")
 
 
 def test_an_update_of_a_client_that_was_not_announced_is_refused(

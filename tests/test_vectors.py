@@ -48,9 +48,7 @@ class Case:
         return Summation(self.public, self.engine, self.announcement)
 
     def add(self, summation: Summation, data: bytes, name: str) -> None:
-        frame = wire.open_frame(data)
-        summation.check(frame, name)
-        summation.add(frame, name)
+        summation.add(summation.open(data, name), name)
 
     def values(self, cycle: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.resize(np.array(cycle, np.int64), self.announcement.values)

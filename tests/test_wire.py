@@ -289,3 +289,12 @@ def test_a_header_takes_everything_from_identity_and_announcement() -> None:
         values=9,
         block_count=4,
     )
+
+
+def test_a_frame_that_claims_more_blocks_than_belong_is_refused_before_they_are_read() -> None:
+    file = io.BytesIO()
+    Writer(file, dataclasses.replace(HEADER, block_count=200_000))
+    with pytest.raises(MalformedError, match="in 200000 blocks, not 3 in 2"):
+        open_frame(file.getvalue() + bytes(32), HEADER)  # of which nothing but the header is there
+    with pytest.raises(MalformedError, match="truncated"):
+        open_frame(file.getvalue() + bytes(32))
