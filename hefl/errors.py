@@ -29,8 +29,7 @@
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
     ├── TrainerError                1   the user's trainer failed or does not fit
-    ├── KernelError                 1   compiled code or a random source that fails its check
-    └── StoppedError                1   the run ended without this client
+    └── KernelError                 1   compiled code or a random source that fails its check
 
 The number is the command's exit code. The first line of a docstring is what a person reads where nothing better
 is known.
@@ -202,10 +201,6 @@ class TrainerError(HeflError):
 
 class KernelError(HeflError):
     """Compiled code or a source of randomness failed its check."""
-
-
-class StoppedError(HeflError):
-    """The run ended without this client."""
 
 
 def _tree(root: type[HeflError]) -> dict[str, type[HeflError]]:
