@@ -66,7 +66,7 @@ def client(
     from hefl.client import Client
     from hefl.engine import load_engine
     from hefl.errors import ExistsError, UsageError
-    from hefl.files import locked, private_folder
+    from hefl.files import check_writable, locked, private_folder
     from hefl.keys.party import read_client_folder
     from hefl.learner import Learner
 
@@ -76,6 +76,8 @@ def client(
         raise ExistsError(f"{save} exists already", hint="name another file, or add --force")
     if save and not save.absolute().parent.is_dir():
         raise UsageError(f"the folder of --save {save} does not exist")
+    if save:
+        check_writable(save)
     keys = read_client_folder(folder)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()

@@ -82,7 +82,8 @@ def serve(
     with locked(place, "server"):
         saved = ServerState(place, keys.public.identity, rounds)
         if saved.finished:
-            click.echo(f"hefl: the run in {place} has ended already; name another folder with --state", err=True)
+            click.echo(f"hefl: the run in {place} has ended already", err=True)
+            click.echo("hefl: hint: a new run takes a new folder: name one with --state", err=True)
             return
         server = Server(
             keys,

@@ -26,6 +26,7 @@ from hefl.errors import (
     LayoutError,
     StaleError,
     StateError,
+    TamperError,
 )
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
@@ -107,6 +108,7 @@ class Client:
         self._news = asyncio.Event()
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
+        self._told: set[int] = set()  # sample weights that the server may announce for this client
         self._bytes_up = 0
 
     async def run(self) -> None:
@@ -142,6 +144,7 @@ class Client:
             sealed_layout=learner.layout.seal(self._folder.secret),
             values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
         )
+        self._told.add(join.num_examples)
         try:
             body = await self._connection.call("POST", "/v1/join", msgspec.json.encode(join))
         except protocol.OtherLayoutError as error:
@@ -202,7 +205,16 @@ class Client:
             raise ConflictError("the server announces a round of another run than the one that this client joined")
         if (announcement.round, announcement.attempt) <= self._done:
             return False
-        return any(p.name == self._folder.name and p.join_nonce == self._nonce for p in announcement.participants)
+        mine = next((p for p in announcement.participants if p.name == self._folder.name), None)
+        if mine is None or mine.join_nonce != self._nonce:
+            return False
+        if mine.num_examples not in self._told:
+            raise TamperError(
+                f"the server announces {mine.num_examples} examples for {mine.name}, and this client never said so",
+                hint="a false weight could make the mean almost one client's own; do not go on with this server",
+                check="own-weight",
+            )
+        return True
 
     async def _answer(self, announcement: Announcement) -> None:
         """Do what is asked, and upload it; an attempt that is over by then was missed."""
@@ -230,6 +242,7 @@ class Client:
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
             "Content-Length": str(size),
         }
+        self._told.add(self._learner.announced_num_examples)
         await self._connection.call("PUT", where, path, headers=headers)
         log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
 
@@ -238,6 +251,7 @@ class Client:
         for record in (view.model, view.closing):
             if record is None or record.announcement.round <= self._taken:
                 continue
+            self._check_record(record, closing=record is view.closing)
             path = self._state / "aggregate.bin"
             limit = max_aggregate_bytes(self._learner.engine, record.announcement)
             try:
@@ -251,6 +265,14 @@ class Client:
             self._taken = record.announcement.round
             self._report(record, metrics, size)
             path.unlink()
+
+    def _check_record(self, record: Record, *, closing: bool) -> None:
+        """Refuse a record that is genuine, and of another run or of another kind than it is shown as."""
+        announcement = record.announcement
+        if self._welcome and announcement.run != self._welcome.run:
+            raise ConflictError("the server shows a record of another run than the one that this client joined")
+        if (announcement.exchange == "closing") != closing:
+            raise ConflictError(f"the server shows a record of exchange {announcement.exchange!r} in another's place")
 
     def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:
@@ -309,7 +331,7 @@ def _join_nonce(state: Path) -> str:
         raise ValueError("not a nonce")
     except FileNotFoundError:
         nonce = os.urandom(16).hex()
-        with replacing(path) as file:
+        with storing("the session"), replacing(path) as file:
             file.write(json.dumps({"join_nonce": nonce}).encode())
         return nonce
     except (ValueError, KeyError, TypeError) as error:

@@ -158,7 +158,7 @@ class TamperError(ProtocolError):
     """The aggregate is not the announced weighted sum of this attempt's updates.
 
     ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``own-seed``,
-    ``tag``.
+    ``own-weight``, ``tag``.
     """
 
     def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:

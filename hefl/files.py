@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -23,7 +24,16 @@ def create_private(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise ExistsError(f"{path} exists already") from error
+    os.fchmod(descriptor, 0o600)  # whatever the umask takes away
     return os.fdopen(descriptor, "wb")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse early what could not be written in the end. Raises StateError."""
+    with storing(str(path)):
+        probe = path.with_name(f".{path.name}.{os.getpid()}")
+        create_private(probe).close()
+        probe.unlink()
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -72,7 +82,9 @@ def storing(what: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__ != "builtins":
             raise
-        raise StateError(f"{what} cannot be stored: {error.strerror}", hint="make room on the disk") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "make room on the disk" if full else None
+        raise StateError(f"{what} cannot be stored: {error.strerror}", hint=hint) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -140,6 +152,6 @@ def locked(folder: Path, holder: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise StateError(
                 f"another {holder} is using {folder}",
-                hint="stop it first, or name another folder with --state",
+                hint="stop it first",
             ) from error
         yield

@@ -69,7 +69,8 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
                 raise LayoutError(
                     f"tensor {tensor.name!r} is {tensor.dtype} {tensor.shape}, "
-                    f"and {array.dtype.name} {array.shape} came"
+                    f"and {array.dtype.name} {array.shape} came",
+                    hint="the trainer's fit must return arrays like those of get_parameters: same shapes and dtypes",
                 )
 
     def flatten(

@@ -164,7 +164,13 @@ class Learner:
             return self._trained[1:]
         metrics = self._evaluate(model)
         with self.timings.phase("train"), threadpool_limits(1):
-            arrays, self.num_examples = self._trainer.fit(model.arrays, model.round + 1)
+            arrays, count = self._trainer.fit(model.arrays, model.round + 1)
+        if count != self.num_examples:
+            weighs = "at once" if self._own_weights else "from the next round on"
+            log.warning(
+                "fit used %d examples instead of %d; the new number weighs %s", count, self.num_examples, weighs
+            )
+            self.num_examples = count
         self._trained = (model.round, arrays, metrics)
         return arrays, metrics
 

@@ -19,6 +19,7 @@ from hefl.errors import (
     EngineError,
     HeflError,
     MalformedError,
+    NumExamplesError,
     PortInUseError,
     ProtocolError,
     StateError,
@@ -77,7 +78,7 @@ class Server:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
                 f"{folder.path} knows {len(folder.clients)} clients, and --min-clients is {settings.min_clients}",
-                hint="a sum of fewer than 2 updates would show one of them",
+                hint="make keys for more clients, or wait for fewer; at least 2 make a sum",
             )
         loopback = protocol.is_loopback(host)
         if insecure_http and not loopback:
@@ -237,6 +238,9 @@ class Server:
     async def _update(self, request: web.Request) -> web.Response:
         announcement, length = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
+        most = self._coordinator.engine.max_num_examples
+        if next_examples > most:
+            raise NumExamplesError(f"{next_examples} examples are more than the {most} that the engine can scale by")
         path = self._coordinator.new_upload(request[CLIENT])
         try:
             await self._receive(request, path, length)

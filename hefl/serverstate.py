@@ -107,5 +107,5 @@ class ServerState:
             raise StateError(f"{self._file} is damaged: {error}", hint="name another folder with --state") from error
 
     def _write(self, saved: _Saved) -> None:
-        with replacing(self._file) as file:
+        with storing("the run's state"), replacing(self._file) as file:
             file.write(msgspec.json.encode(saved))

@@ -30,6 +30,8 @@ class Trainer(Protocol):
     ``fit`` must depend on its parameters and on config's seed, client and round only: seed your generators from them
     at each call and make a new optimiser, so that a run can be repeated bit for bit.
 
+    Where ``fit`` returns another number of examples than was announced, that number weighs from the next round on.
+
     Optional attributes:
         num_examples: Size of the training data: the sample weight. Without it hefl asks ``--num-examples``, or calls
             ``fit`` once and throws the result away.
@@ -191,5 +193,5 @@ class _blaming:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, HeflError):
+        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, HeflError):
             raise TrainerError(f"the trainer's {self._method} failed: {type(error).__name__}: {error}") from error

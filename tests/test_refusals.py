@@ -558,6 +558,12 @@ def test_existing_output_is_not_replaced_without_force(keys: Federation, tmp_pat
     assert (keys.folder / "authority/secret.hefl").read_bytes() == before
 
 
+def test_a_model_that_could_not_be_saved_is_noticed_before_the_training(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        flags = ("--server", "https://127.0.0.1:1", "--save", "/proc/model.npz")
+        refused(keys.client("alice", tmp_path / "alice", *flags), 1, "/proc/model.npz cannot be stored")
+
+
 def test_a_damaged_state_is_refused_with_the_way_out(keys: Federation, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text(json.dumps({"join_nonce": "short"}))
     (tmp_path / "run.json").write_text("{}")

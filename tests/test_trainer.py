@@ -189,13 +189,15 @@ def test_what_a_trainer_raises_names_the_method_and_keeps_its_cause(answers: dic
     assert caught.value.exit_code == 1
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interruption_is_not_the_trainers_fault(stop: type[BaseException]) -> None:
+@pytest.mark.parametrize(("stop", "seen"), [(KeyboardInterrupt, KeyboardInterrupt), (SystemExit, TrainerError)])
+def test_an_interruption_is_not_the_trainers_fault_and_leaving_is(
+    stop: type[BaseException], seen: type[BaseException]
+) -> None:
     class Interrupted(Constant):
         def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
             raise stop
 
-    with pytest.raises(stop):
+    with pytest.raises(seen):
         GuardedTrainer(Interrupted(), "alice", 0).fit([], 1)
 
 

@@ -134,7 +134,7 @@ class _Notice(event.Listener):
 
 @functools.cache
 def _say_compiling() -> None:
-    log.info("compiling the encryption for this machine; this takes some seconds, and once")
+    log.info("compiling the encryption for this machine; this takes some seconds")
 
 
 @contextmanager
