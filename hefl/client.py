@@ -188,7 +188,7 @@ class Client:
         return self._view
 
     async def _take_part(self, poll: asyncio.Task[None]) -> None:
-        version = -1
+        version, first = -1, True
         while True:
             view = await self._next_view(poll, version)
             version = view.version
@@ -197,16 +197,22 @@ class Client:
                 await self._connection.call("POST", "/v1/fetched")
                 return
             announcement = view.announcement
-            if announcement and self._is_asked(announcement) and not view.committed:
+            if announcement and self._is_asked(announcement, may_be_older=first) and not view.committed:
                 await self._answer(announcement)
+            first = False
 
-    def _is_asked(self, announcement: Announcement) -> bool:
+    def _is_asked(self, announcement: Announcement, *, may_be_older: bool = False) -> bool:
+        """Whether this client is to answer; ``may_be_older`` than its process, which then cannot know what it told."""
         if self._welcome and announcement.run != self._welcome.run:
             raise ConflictError("the server announces a round of another run than the one that this client joined")
         if (announcement.round, announcement.attempt) <= self._done:
             return False
         mine = next((p for p in announcement.participants if p.name == self._folder.name), None)
         if mine is None or mine.join_nonce != self._nonce:
+            return False
+        if mine.num_examples not in self._told and may_be_older:
+            log.warning("round %d was announced with a number of examples from before a restart", announcement.round)
+            self._done = (announcement.round, announcement.attempt)
             return False
         if mine.num_examples not in self._told:
             raise TamperError(

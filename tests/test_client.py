@@ -48,6 +48,9 @@ def test_a_client_refuses_a_number_of_examples_that_it_never_told(client: Client
     with pytest.raises(TamperError, match="announces 1 examples for alice") as caught:
         client._is_asked(asked(client, 1))
     assert (caught.value.check, caught.value.exit_code) == ("own-weight", 4)
+    # One that was open when this process began may bear what an earlier process told: it is sat out.
+    assert not client._is_asked(asked(client, 1), may_be_older=True)
+    assert not client._is_asked(asked(client, 1))
 
 
 def test_a_client_refuses_an_announcement_of_another_run(client: Client) -> None:
