@@ -83,9 +83,8 @@ def _print(report: Report) -> None:
         f"largest difference between a decrypted global model and the exact weighted mean: "
         f"{report['max_abs_difference']:.1e}"
     )
-    click.echo(
-        f"every aggregate proved to be the announced sum: {'yes' if report['verified'] else 'no, this engine cannot'}"
-    )
+    proved = "every aggregate proved to be the announced sum" if report["verified"] else "this engine cannot prove sums"
+    click.echo(f"verified: {str(report['verified']).lower()} ({proved})")
 
 
 @contextmanager

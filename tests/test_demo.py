@@ -39,6 +39,7 @@ def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path, e
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.json", "curves.png"}
     text = "\n".join(demo.out)
+    assert f"verified: {'true' if engine == 'packed' else 'false'}" in text
     assert "right: 29 of 30" in text or "right: 30 of 30" in text
     assert len([line for line in demo.out if line.strip()[:2].strip().isdigit()]) == 21
     assert "10 of 20 rounds" in demo.error
