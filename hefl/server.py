@@ -40,6 +40,9 @@ log = logging.getLogger("hefl")
 TICK_S = 0.1
 """How late a deadline, or a signal, may be noticed."""
 
+GOODBYE_S = 0.25
+"""Closing a TLS connection takes an exchange of messages."""
+
 CLIENT = web.RequestKey("client", str)
 """Who asks."""
 
@@ -90,6 +93,7 @@ class Server:
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
+        self._transports: set[asyncio.Transport] = set()
         self._coordinator = Coordinator(folder.public, folder.clients, engine, settings, state, emit)
 
     def stop(self) -> None:
@@ -124,6 +128,14 @@ class Server:
             await self._coordinator.stop()
         finally:
             await runner.cleanup()
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Let TLS say goodbye, and close what a peer that has gone would leave open."""
+        await asyncio.sleep(GOODBYE_S)
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0)
 
     async def _listen(self, runner: web.AppRunner) -> str:
         """Open the port; returns the URL."""
@@ -165,6 +177,9 @@ class Server:
             UnknownClientError: Not a client of this federation's.
             ProtocolError, MismatchError: As protocol.check_headers.
         """
+        self._transports = {t for t in self._transports if not t.is_closing()}
+        if request.transport:
+            self._transports.add(request.transport)
         plain = self._insecure_http
         name = request.headers.get(protocol.HEADER_CLIENT, "") if plain else self._certified_name(request)
         protocol.check_headers(request.headers, self._folder.public)

@@ -530,7 +530,7 @@ def test_a_client_that_is_early_waits_for_its_server(keys: Federation, tmp_path:
         flags = ("--port", str(port), "--rounds", "1", "--join-wait", "0")
         server = keys.run("serve", keys.folder / "server", "--state", tmp_path / "server", *flags)
         bob = keys.client("bob", tmp_path / "bob")
-        assert [c.wait() for c in (early, bob, server)] == [0, 0, 0]
+        assert [c.wait() for c in (early, bob, server)] == [0, 0, 0], server.error
 
 
 def test_a_server_that_goes_away_ends_its_clients_with_5(keys: Federation, tmp_path: Path) -> None:
