@@ -187,24 +187,22 @@ def read(path: Path, kind: Kind) -> KeyFile:
     return KeyFile(path, kind, identity, fields["holder"], fields)
 
 
-def check_same(files: list[KeyFile]) -> None:
-    """Refuse files of two federations, generations or holders.
+def check_same(file: KeyFile, path: Path, identity: Identity, holder: str) -> None:
+    """Refuse another file of the folder that is of another federation, generation or holder than a key file.
 
     Raises:
-        MismatchError: Two differ; says which is which.
+        MismatchError: They differ; says which is which.
     """
-    first = files[0]
-    for file in files[1:]:
-        if file.identity != first.identity:
-            raise MismatchError(
-                f"{first.path} is of {first.identity}, and {file.path} is of {file.identity}",
-                hint="copy the whole folder again: its files belong together",
-            )
-        if file.holder != first.holder:
-            raise MismatchError(
-                f"{first.path} was issued to {first.holder}, and {file.path} to {file.holder}",
-                hint="each party uses its own folder, whole",
-            )
+    if identity != file.identity:
+        raise MismatchError(
+            f"{file.path} is of {file.identity}, and {path} is of {identity}",
+            hint="copy the whole folder again: its files belong together",
+        )
+    if holder != file.holder:
+        raise MismatchError(
+            f"{file.path} was issued to {file.holder}, and {path} to {holder}",
+            hint="each party uses its own folder, whole",
+        )
 
 
 def _write(path: Path, kind: Kind, identity: Identity, holder: str, more: Mapping[str, str]) -> None:

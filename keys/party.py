@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public
-from hefl.errors import CertificateError, KeyFileError, MismatchError, SecretAtServerError
+from hefl.errors import CertificateError, KeyFileError, SecretAtServerError
 from hefl.keys import keyfile, tls
-from hefl.keys.keyfile import KeyFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,9 @@ def read_server_folder(path: Path) -> ServerFolder:
     public_file, public = keyfile.read_public(path / "public.hefl")
     open_public(public)
     clients_file, clients = keyfile.read_clients(path / "clients.hefl")
-    keyfile.check_same([public_file, clients_file])
-    _check_holder(public_file, tls.read_holder(path, "server"), path / "server.crt")
+    keyfile.check_same(public_file, clients_file.path, clients_file.identity, clients_file.holder)
+    holder = tls.read_holder(path, "server")
+    keyfile.check_same(public_file, path / "server.crt", holder.identity, holder.name)
     return ServerFolder(path, public, clients)
 
 
@@ -74,9 +74,9 @@ def read_client_folder(path: Path) -> ClientFolder:
     _check_folder(path, "clients/NAME")
     secret_file, secret = keyfile.read_secret(path / "secret.hefl")
     address_file, urls = keyfile.read_address(path / "address.hefl")
-    keyfile.check_same([secret_file, address_file])
+    keyfile.check_same(secret_file, address_file.path, address_file.identity, address_file.holder)
     holder = tls.read_holder(path, "client")
-    _check_holder(secret_file, holder, path / "client.crt")
+    keyfile.check_same(secret_file, path / "client.crt", holder.identity, holder.name)
     if not holder.is_client:
         raise CertificateError(f"{path / 'client.crt'} is not a client's certificate")
     return ClientFolder(path, holder.name, secret, urls[0])
@@ -85,16 +85,3 @@ def read_client_folder(path: Path) -> ClientFolder:
 def _check_folder(path: Path, expected: str) -> None:
     if not path.is_dir():
         raise KeyFileError(f"{path} is not a folder", hint=f"name DIR/{expected} as 'hefl keygen' made it")
-
-
-def _check_holder(file: KeyFile, holder: tls.Holder, certificate: Path) -> None:
-    if holder.identity != file.identity:
-        raise MismatchError(
-            f"{file.path} is of {file.identity}, and {certificate} is of {holder.identity}",
-            hint="copy the whole folder again: its files belong together",
-        )
-    if holder.name != file.holder:
-        raise MismatchError(
-            f"{file.path} was issued to {file.holder}, and {certificate} to {holder.name}",
-            hint="each party uses its own folder, whole",
-        )
