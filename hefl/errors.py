@@ -132,42 +132,66 @@ class OutOfRangeError(UpdateError):
 
 
 class ProtocolError(HeflError):
-    """The peer broke the protocol."""
+    """The peer broke the protocol.
+
+    ``check`` names what it did not pass. Those of a whole class are ``protocol``, ``form``, ``attempt``, ``conflict``
+    and ``range``; a TamperError names its own.
+    """
 
     exit_code = 4
     http_status = 400
+    check: str = "protocol"
 
 
 class MalformedError(ProtocolError):
     """Bytes that do not parse, or too few of them, or too many."""
+
+    check = "form"
 
 
 class StaleError(ProtocolError):
     """Something of another round or attempt."""
 
     http_status = 410
+    check = "attempt"
 
 
 class ConflictError(ProtocolError):
     """Something that contradicts what was said before."""
 
     http_status = 409
+    check = "conflict"
 
 
 class TamperError(ProtocolError):
-    """The aggregate is not the announced weighted sum of this attempt's updates.
+    """The server lied: of a sum, of who is in it, or of what has happened.
 
-    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``own-seed``,
-    ``own-weight``, ``tag``.
+    ``check`` is one of TAMPER_CHECKS.
     """
 
-    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:
+    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "tag") -> None:
         self.check = check
         super().__init__(message, hint=hint)
 
 
+TAMPER_CHECKS = (
+    "names-distinct",
+    "names-announced",
+    "names-ordered",
+    "weights-announced",
+    "enough-members",
+    "own-seed",
+    "own-weight",
+    "record",
+    "tag",
+)
+"""What a client checks before it believes a sum; each refuses alone."""
+
+
 class UploadError(ProtocolError):
     """A participant's upload is out of range; the sum is genuine, and means nothing."""
+
+    check = "range"
 
 
 class UnreachableError(HeflError):
