@@ -15,7 +15,7 @@ import click
 import hefl
 from hefl.errors import HeflError, TrainerError, UsageError
 
-COMMANDS = ("keygen", "serve", "client", "demo", "plan", "bench")
+COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "plan", "bench")
 INTERRUPTED = 130
 
 

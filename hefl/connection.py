@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from hefl import protocol
-from hefl.errors import CertificateError, HeflError, KeysError, MalformedError, UnreachableError, UsageError
+from hefl.errors import CertificateError, HeflError, MalformedError, UnreachableError, UsageError
 from hefl.files import replacing, storing
-from hefl.keys import tls
+from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
 
 log = logging.getLogger("hefl")
@@ -62,7 +62,8 @@ class Connection:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=True if self._insecure_http else tls.client_context(self._folder.path))
+        context = True if self._insecure_http else self._folder.credentials.client_context()
+        connector = aiohttp.TCPConnector(ssl=context)
         self._http = aiohttp.ClientSession(self.url, connector=connector, headers=self._headers, timeout=timeout)
         return self
 
@@ -158,22 +159,17 @@ class Connection:
             ) from error
 
     def _server_certificate_error(self, error: Exception) -> HeflError:
-        """Say whose certificate the server showed."""
-        parts, mine = urlsplit(self.url), self._folder.secret.identity
+        """Say what is wrong with the certificate that the server showed."""
+        parts = urlsplit(self.url)
         try:
             pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
-            holder = tls.holder_of_der(ssl.PEM_cert_to_DER_cert(pem), "the server's certificate")
-        except (OSError, ValueError, KeysError):
-            return CertificateError(f"{self.url} shows a certificate that is not of {mine}: {error}")
-        if holder.identity.federation != mine.federation:
+            der = ssl.PEM_cert_to_DER_cert(pem)
+        except (OSError, ValueError):
+            mine = self._folder.secret.identity
             return CertificateError(
-                f"the server at {self.url} is of {holder.identity}, and this client of {mine}",
-                hint="is it the right server? If so, copy this client's folder from the authority again",
+                f"{self.url} shows a certificate that is not of {mine}: {error}", hint="is it the right server?"
             )
-        return CertificateError(
-            f"{self.url} shows a certificate of {holder.identity} that does not hold: {error}",
-            hint="was it made for another --server-name, or has it expired?",
-        )
+        return server_fault(self.url, der, self._folder.credentials)
 
 
 async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:

@@ -31,6 +31,9 @@ METRIC_RANGE = 2.0**6
 SILENT_S = 10.0
 """A client that has not been heard of for so long is taken for dead until it calls again."""
 
+EXPIRY_NOTICE_DAYS = 30
+"""A certificate that expires within so many days is announced."""
+
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
 

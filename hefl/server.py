@@ -139,7 +139,7 @@ class Server:
 
     async def _listen(self, runner: web.AppRunner) -> str:
         """Open the port; returns the URL."""
-        context = None if self._insecure_http else tls.server_context(self._folder.path)
+        context = None if self._insecure_http else self._folder.credentials.server_context()
         host, port = self._host, self._port
         try:
             await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
