@@ -10,8 +10,8 @@ import click
 from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
-    from hefl.client import RoundReport
     from hefl.engine import Weighting
+    from hefl.learner import RoundReport
     from hefl.trainer import Trainer
 
 
@@ -23,8 +23,28 @@ if TYPE_CHECKING:
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
 @click.option("--data-seed", default=42, show_default=True, help="For the split of --data.")
 @click.option("--num-examples", type=int, metavar="N", help="Sample weight, where the trainer does not state it.")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the final global model.")
-@click.option("--force", is_flag=True, help="Let --save replace a file.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Start from this model (.npz, .safetensors) where this client begins the run: the first by name does.",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the final model (.npz, .safetensors)."
+)
+@click.option(
+    "--save-best",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the model with the lowest averaged validation loss so far there.",
+)
+@click.option("--force", is_flag=True, help="Let --save and --save-best replace a file.")
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N models in a row no better than the best, by averaged validation loss; the same for all clients.",
+)
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
 @terms_options
 @click.option(
@@ -46,8 +66,11 @@ def client(
     seed: int,
     data_seed: int,
     num_examples: int | None,
+    init: Path | None,
     save: Path | None,
+    save_best: Path | None,
     force: bool,
+    patience: int | None,
     state: Path | None,
     engine: str,
     precision: int,
@@ -65,19 +88,18 @@ def client(
     from hefl.cli.loop import run
     from hefl.client import Client
     from hefl.engine import load_engine
-    from hefl.errors import ExistsError, UsageError
-    from hefl.files import check_writable, locked, private_folder
+    from hefl.errors import UsageError
+    from hefl.files import locked, private_folder
     from hefl.keys.party import read_client_folder
     from hefl.learner import Learner
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
-    if save and save.exists() and not force:
-        raise ExistsError(f"{save} exists already", hint="name another file, or add --force")
-    if save and not save.absolute().parent.is_dir():
-        raise UsageError(f"the folder of --save {save} does not exist")
-    if save:
-        check_writable(save)
+    if save and save_best and save.absolute() == save_best.absolute():
+        raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
+    for flag, path in (("--save", save), ("--save-best", save_best)):
+        if path:
+            _check_target(flag, path, force=force)
     keys = read_client_folder(folder)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
@@ -90,6 +112,9 @@ def client(
             cipher,
             seed=seed,
             num_examples=num_examples,
+            initial=init,
+            save_best=save_best,
+            patience=patience,
             trace=trace and private_folder(trace),
         )
         party = Client(
@@ -106,6 +131,21 @@ def client(
             learner.save(save)
             if as_json:
                 print_json({"event": "saved", "path": str(save)})
+
+
+def _check_target(flag: str, path: Path, *, force: bool) -> None:
+    """Refuse now what could not be written in the end."""
+    from hefl.errors import ExistsError, UsageError
+    from hefl.files import check_writable
+    from hefl.modelfile import check_suffix
+
+    check_suffix(path)
+    if path.exists() and not force:
+        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
+    check_writable(path)
 
 
 def _trainer(data: str | None, trainer: str | None, seed: int, data_seed: int) -> Trainer:

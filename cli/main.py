@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -28,24 +29,50 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = getattr(importlib.import_module(f"hefl.cli.{cmd_name}"), cmd_name)
-        return command
+        return _command_of(cmd_name)
+
+
+def _command_of(name: str) -> click.Command | None:
+    if name not in COMMANDS:
+        return None
+    command: click.Command = getattr(importlib.import_module(f"hefl.cli.{name}"), name)
+    return command
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done; 1 failed; 2 called wrongly; 3 keys, certificates, versions or parameters; "
-    "4 the peer broke the protocol; 5 unreachable or timed out; 130 interrupted.",
+    epilog="""\b
+Exit codes: 0 done; 1 failed; 2 called wrongly; 3 keys, certificates, versions or parameters;
+4 the peer broke the protocol; 5 unreachable or timed out; 130 interrupted.
+
+\b
+Completion of commands and flags, for this shell or in its startup file:
+  bash  eval "$(_HEFL_COMPLETE=bash_source hefl)"
+  zsh   eval "$(_HEFL_COMPLETE=zsh_source hefl)"
+  fish  _HEFL_COMPLETE=fish_source hefl | source""",
 )
 @click.version_option(hefl.__version__, message="hefl %(version)s")
-def cli() -> None:
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings that repeat, as TOML: a table a command, keys named like its long flags, which win. "
+    "Relative paths in it start from its folder.  [default: hefl.toml here, if there is one]",
+)
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None) -> None:
     """Encrypted federated averaging: clients train one model, and the server sees none of it.
 
     Begin with 'hefl demo'.
     """
+    from hefl.cli.settings import DEFAULT_FILE, read_settings
+
+    path = config or DEFAULT_FILE
+    if config or path.exists():
+        ctx.default_map = read_settings(path, COMMANDS, _command_of)
+        if ctx.invoked_subcommand in ctx.default_map:
+            say(f"with the settings in {path}, [{ctx.invoked_subcommand}]")
 
 
 def main() -> NoReturn:

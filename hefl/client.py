@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
@@ -32,7 +31,7 @@ from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
-from hefl.learner import Learner
+from hefl.learner import Learner, OnRound, tell
 from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
 
@@ -40,28 +39,6 @@ log = logging.getLogger("hefl")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """One finished round, as this client saw it.
-
-    Attributes:
-        round: Its number; one more than the last training's is the closing exchange of metrics.
-        rounds: How many trainings the run has.
-        metrics: Averages over the clients, of the model that the round started from; empty in round 0.
-        verified: The aggregate proved that it is the announced sum.
-        bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
-        seconds: By phase; see timings.PHASES.
-    """
-
-    round: int
-    rounds: int
-    metrics: Metrics
-    verified: bool
-    bytes_up: int
-    bytes_down: int
-    seconds: Mapping[str, float]
 
 
 class Client:
@@ -74,7 +51,8 @@ class Client:
         url: The server's; default: the folder's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
-        on_round: Is told each finished round.
+        on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
+            the run with a TrainerError.
 
     Raises:
         UsageError: As Connection.
@@ -91,7 +69,7 @@ class Client:
         url: str | None = None,
         connect_timeout_s: float = 30.0,
         insecure_http: bool = False,
-        on_round: Callable[[RoundReport], None] = lambda report: None,
+        on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
         self._nonce = _join_nonce(state)
@@ -158,10 +136,10 @@ class Client:
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
         """Name the first difference, which only a client can read."""
-        difference = self._learner.layout.difference(unseal(error.sealed_layout, self._folder.secret))
+        difference = self._learner.difference(unseal(error.sealed_layout, self._folder.secret))
         return LayoutError(
             f"this client's model differs from the other clients': {difference}",
-            hint="all clients train the same model: same tensors, same order, same metrics",
+            hint="all clients train the same model: same tensors, same order, same metrics, same --patience",
         )
 
     async def _poll(self) -> None:
@@ -195,11 +173,23 @@ class Client:
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
                 await self._connection.call("POST", "/v1/fetched")
+                self._say_how_it_ended()
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement, may_be_older=first) and not view.committed:
-                await self._answer(announcement)
+                await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
             first = False
+
+    def _say_how_it_ended(self) -> None:
+        """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
+        model, rounds = self._learner.model, self._welcome.rounds if self._welcome else 0
+        if model is None or model.round >= rounds:
+            return
+        if reason := self._learner.reason_to_stop:
+            log.info("stopped after round %d of %d: %s", model.round, rounds, reason)
+        else:
+            log.warning("the run ended after round %d of %d, and this client did not decide so", model.round, rounds)
+            log.warning("hint: the model is that of round %d; ask who runs the server why", model.round)
 
     def _is_asked(self, announcement: Announcement, *, may_be_older: bool = False) -> bool:
         """Whether this client is to answer; ``may_be_older`` than its process, which then cannot know what it told."""
@@ -236,6 +226,14 @@ class Client:
             path.unlink(missing_ok=True)
         self._done = (announcement.round, announcement.attempt)
 
+    async def _decline(self, announcement: Announcement) -> None:
+        """Say that this client has had enough: it does not train any more."""
+        try:
+            await self._connection.call("POST", f"/v1/rounds/{announcement.round}/{announcement.attempt}/enough")
+        except StaleError:
+            return  # another attempt is open, or the closing exchange
+        self._done = (announcement.round, announcement.attempt)
+
     def _write_update(self, path: Path, announcement: Announcement) -> int:
         """Spool the update; returns its size in bytes."""
         with storing("the update"), replacing(path) as file:
@@ -269,8 +267,8 @@ class Client:
                 return  # the server has gone on, and the next view says where
             metrics = await _work(self._learner.accept, path, record)
             self._taken = record.announcement.round
-            self._report(record, metrics, size)
             path.unlink()
+            await self._report(record, metrics, size)
 
     def _check_record(self, record: Record, *, closing: bool) -> None:
         """Refuse a record that is genuine, and of another run or of another kind than it is shown as."""
@@ -280,21 +278,12 @@ class Client:
         if (announcement.exchange == "closing") != closing:
             raise ConflictError(f"the server shows a record of exchange {announcement.exchange!r} in another's place")
 
-    def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
+    async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:
             raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
-        self._on_round(
-            RoundReport(
-                round=record.announcement.round,
-                rounds=self._welcome.rounds,
-                metrics=metrics,
-                verified=self._learner.engine.verifies,
-                bytes_up=self._bytes_up if mine else 0,
-                bytes_down=bytes_down,
-                seconds=self._learner.timings.take(),
-            )
-        )
+        report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
+        await _work(tell, self._on_round, report)
 
 
 async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -126,6 +126,8 @@ class Coordinator:
                     await self._publish()
                 case rounds.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
+                case rounds.Stop():
+                    await self._stop_training()
                 case rounds.Finish():
                     await self._apply(rounds.Finished())
                 case rounds.End():
@@ -205,6 +207,12 @@ class Coordinator:
         self._summation = None
         self._emit({"event": "abandoned", "round": self.run.next_round, "reason": reason})
         await self._apply(rounds.Abandoned(culprits))
+
+    async def _stop_training(self) -> None:
+        self._summation = None
+        await self._apply(rounds.Stopped())
+        log.info("stopped after round %d of %d: the clients had enough", self.run.rounds, self._settings.rounds)
+        self._emit({"event": "stopped", "round": self.run.rounds, "rounds": self._settings.rounds})
 
     async def _publish(self) -> None:
         """Close the attempt and write its aggregate."""
@@ -350,6 +358,20 @@ class Coordinator:
                 self._bytes_up += size_bytes
                 log.info("round %d: update of %s is in", announcement.round, name)
             await self._apply(event)
+
+    async def enough(self, name: str, announcement: Announcement) -> None:
+        """A participant will not train any more.
+
+        Raises:
+            StaleError: The attempt was closed meanwhile.
+            ConflictError: Its update is in the sum, or the attempt trains nothing.
+        """
+        async with self._lock:
+            if self.run.announcement is not announcement:
+                raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+            if name not in self.run.enough:
+                await self._apply(rounds.Enough(name))
+                log.info("round %d: %s has had enough", announcement.round, name)
 
     async def fetched(self, name: str) -> None:
         """A client has the last record."""

@@ -28,6 +28,7 @@
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
+    ├── ModelFileError              1   a file that holds no model
     ├── TrainerError                1   the user's trainer failed or does not fit
     └── KernelError                 1   compiled code or a random source that fails its check
 
@@ -217,6 +218,10 @@ class ExistsError(HeflError):
 
 class StateError(HeflError):
     """A state folder that cannot be used."""
+
+
+class ModelFileError(HeflError):
+    """A file that should hold a model, and cannot be read as one."""
 
 
 class TrainerError(HeflError):

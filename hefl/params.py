@@ -27,6 +27,8 @@ MAX_VALUES = 2**31
 MAX_METRICS = 64
 METRIC_RANGE = 2.0**6
 """Metrics beyond this saturate, and the client says so."""
+LOSS_STEP = 2.0**-20
+"""Losses are compared in such steps: what an approximate engine adds to an average is far smaller."""
 
 SILENT_S = 10.0
 """A client that has not been heard of for so long is taken for dead until it calls again."""

@@ -3,6 +3,7 @@
     POST /v1/join                               Join -> Welcome
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
     PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue
+    POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
     POST /v1/fetched                            the client has the last record
     POST /v1/leave                              the client goes

@@ -66,6 +66,13 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Enough:
+    """A participant will not train any more: it decided, as all do alike, that the model gets no better."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """No more updates are taken."""
 
@@ -75,6 +82,11 @@ class Abandoned:
     """The attempt came to nothing; ``culprits`` are passed over as senders of the initial arrays."""
 
     culprits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The participants had enough: the open attempt and all later trainings are called off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +113,20 @@ class Ended:
     """The server may go."""
 
 
-Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
+Event = (
+    Joined
+    | Left
+    | Announced
+    | Committed
+    | Enough
+    | Closed
+    | Abandoned
+    | Stopped
+    | Published
+    | Finished
+    | Fetched
+    | Ended
+)
 
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
@@ -114,8 +139,10 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Joined: Phase.COLLECTING,
         Left: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
+        Enough: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
+        Stopped: Phase.GATHERING,
     },
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
@@ -147,7 +174,7 @@ class Run:
 
     Attributes:
         run: Its id.
-        rounds: How many trainings.
+        rounds: How many trainings; fewer once the clients had enough.
         min_clients: Fewer than this in a sum is refused.
         known: The clients that may join.
         head: Of the history so far.
@@ -156,6 +183,8 @@ class Run:
         sessions: Who is here.
         announcement: Of the open attempt.
         committed: Digests of the open attempt's updates, by name.
+        enough: Participants of the open attempt that will not train any more.
+        called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
         fetched: Who has the last record.
@@ -172,6 +201,8 @@ class Run:
     sessions: Mapping[str, Session] = field(default_factory=lambda: MappingProxyType({}))
     announcement: Announcement | None = None
     committed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    enough: frozenset[str] = frozenset()
+    called_off: int = 0
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
@@ -189,7 +220,8 @@ class Run:
         """Participants whose update may still come; while gathering, known clients that are not here."""
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
-        return tuple(n for n in self.announcement.names if n not in self.committed and n in self.sessions)
+        answered = self.committed.keys() | self.enough
+        return tuple(n for n in self.announcement.names if n not in answered and n in self.sessions)
 
 
 def advance(run: Run, event: Event) -> Run:
@@ -197,7 +229,8 @@ def advance(run: Run, event: Event) -> Run:
 
     Raises:
         StaleError: The event has no place in this phase.
-        ConflictError: An update that is committed already, with other bytes, or of no participant.
+        ConflictError: An update that is committed already, with other bytes, or of no participant; or one that has
+            had enough, or the other way round.
     """
     phase = TABLE[run.phase].get(type(event))
     if phase is None:
@@ -217,6 +250,11 @@ def _check(run: Run, event: Event) -> None:
             members = {m.name for m in record.members}
             if record.announcement != run.announcement or not members <= run.committed.keys():
                 raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
+        case Enough(name):
+            if run.announcement is None or name not in run.announcement.names:
+                raise ConflictError(f"{name} takes no part in this attempt")
+            if run.exchange != "training" or run.next_round == 1 or name in run.committed:
+                raise ConflictError(f"{name} cannot have had enough in round {run.next_round} ({run.exchange})")
         case _:
             pass
 
@@ -228,11 +266,22 @@ def _apply(run: Run, event: Event) -> Run:
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
         case Announced(announcement):
-            return replace(run, announcement=announcement, attempt=announcement.attempt, committed={})
+            return replace(
+                run, announcement=announcement, attempt=announcement.attempt, committed={}, enough=frozenset()
+            )
         case Committed():
             return _commit(run, event)
+        case Enough(name):
+            return replace(run, enough=run.enough | {name})
         case Abandoned(culprits):
-            return replace(run, announcement=None, committed={}, passed_over=run.passed_over | culprits)
+            return replace(
+                run, announcement=None, passed_over=run.passed_over | culprits, committed={}, enough=frozenset()
+            )
+        case Stopped():
+            rounds = run.next_round - 1
+            return replace(
+                run, announcement=None, rounds=rounds, called_off=run.attempt, committed={}, enough=frozenset()
+            )
         case Published(record):
             closing = run.exchange == "closing"
             return replace(
@@ -242,9 +291,11 @@ def _apply(run: Run, event: Event) -> Run:
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,
+                called_off=0,
                 announcement=None,
-                committed={},
                 passed_over=frozenset(),
+                committed={},
+                enough=frozenset(),
             )
         case Fetched(name):
             return replace(run, fetched=run.fetched | {name})
@@ -255,6 +306,8 @@ def _apply(run: Run, event: Event) -> Run:
 def _commit(run: Run, event: Committed) -> Run:
     if run.announcement is None or event.name not in run.announcement.names:
         raise ConflictError(f"{event.name} takes no part in this attempt")
+    if event.name in run.enough:
+        raise ConflictError(f"{event.name} has said that it will not train any more")
     if run.committed.get(event.name, event.digest) != event.digest:
         raise ConflictError(f"another update of {event.name} is committed in this attempt already")
     sessions = dict(run.sessions)
@@ -288,6 +341,11 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """Call the open attempt and all later trainings off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """No more rounds."""
 
@@ -297,7 +355,7 @@ class End:
     """Stop serving."""
 
 
-Decision = Announce | Close | Abandon | Finish | End
+Decision = Announce | Close | Abandon | Stop | Finish | End
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +392,8 @@ def decide(run: Run, clock: Clock) -> Decision | None:
 
 def _gather(run: Run, clock: Clock) -> Decision | None:
     present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
-    closing_failed = run.exchange == "closing" and (run.attempt > 0 or clock.phase_s >= clock.round_timeout_s)
+    failed = run.attempt > run.called_off or clock.phase_s >= clock.round_timeout_s
+    closing_failed = run.exchange == "closing" and failed
     if run.closing or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
     if len(present) < max(run.min_clients, MIN_CLIENTS):
@@ -358,6 +417,7 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
             for p in announcement.participants
             if p.name in run.sessions
             and p.name not in run.committed
+            and p.name not in run.enough
             and run.sessions[p.name].join_nonce != p.join_nonce
         ),
         None,
@@ -371,6 +431,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
     if len(run.committed) >= needed:
         return Close()
+    if run.enough and len(run.committed) + len(run.enough) >= needed:
+        return Stop()  # those who had enough would not answer another attempt either
     why = "the deadline passed" if late else "clients left"
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 

@@ -113,6 +113,7 @@ class Server:
                 web.post("/v1/join", self._join),
                 web.get("/v1/run", self._view),
                 web.put(r"/v1/rounds/{round:\d+}/{attempt:\d+}/update", self._update, expect_handler=self._expect),
+                web.post(r"/v1/rounds/{round:\d+}/{attempt:\d+}/enough", self._enough),
                 web.get(r"/v1/rounds/{round:\d+}/aggregate", self._aggregate),
                 web.post("/v1/fetched", self._fetched),
                 web.post("/v1/leave", self._leave),
@@ -222,6 +223,12 @@ class Server:
         after = protocol.whole_number(request.query.get("after", "0"), "after")
         return _json(await self._coordinator.view(name, after))
 
+    def _open_attempt(self, request: web.Request) -> Announcement:
+        """The open attempt, if a request means it. Raises as Coordinator.open_attempt."""
+        name, nonce = self._joined(request)
+        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
+        return self._coordinator.open_attempt(name, nonce, number, attempt)
+
     def _check_upload(self, request: web.Request) -> tuple[Announcement, int]:
         """The open attempt that an upload is for, and the upload's length.
 
@@ -229,9 +236,7 @@ class Server:
             StaleError, ConflictError: As Coordinator.open_attempt.
             MalformedError: The length is missing, or more than any update of this attempt has.
         """
-        name, nonce = self._joined(request)
-        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
-        announcement = self._coordinator.open_attempt(name, nonce, number, attempt)
+        announcement = self._open_attempt(request)
         length, limit = request.content_length, max_update_bytes(self._coordinator.engine, announcement)
         if length is None:
             raise MalformedError("an update must state its Content-Length")
@@ -290,6 +295,10 @@ class Server:
             raise StateError(f"the server cannot store the update: {failed.strerror}") from failed
         if received != length:
             raise MalformedError(f"truncated: {received} of {length} bytes came")
+
+    async def _enough(self, request: web.Request) -> web.Response:
+        await self._coordinator.enough(request[CLIENT], self._open_attempt(request))
+        return web.Response()
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)

@@ -116,7 +116,7 @@ class GuardedTrainer:
 
     def initial(self) -> Arrays:
         """The initial arrays."""
-        with _blaming("get_parameters"):
+        with blaming("the trainer's get_parameters"):
             return _arrays(self._trainer.get_parameters(self._config(0)), "get_parameters")
 
     def num_examples(self, initial: Arrays) -> tuple[int, str]:
@@ -127,7 +127,7 @@ class GuardedTrainer:
         """
         if self._fixed is not None:
             return check_num_examples(self._fixed, self._limit), "--num-examples"
-        with _blaming("num_examples"):
+        with blaming("the trainer's num_examples"):
             stated = getattr(self._trainer, "num_examples", None)
             stated = stated() if callable(stated) else stated
         if stated is not None:
@@ -143,7 +143,7 @@ class GuardedTrainer:
 
     def fit(self, parameters: Arrays, round_num: int) -> tuple[Arrays, int]:
         """Train; returns the new arrays and the number of examples, checked."""
-        with _blaming("fit"):
+        with blaming("the trainer's fit"):
             # Copies, because a trainer may train in place.
             returned = self._trainer.fit([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
@@ -153,7 +153,7 @@ class GuardedTrainer:
 
     def evaluate(self, parameters: Arrays, round_num: int) -> dict[str, float]:
         """Loss and every other metric that is a number."""
-        with _blaming("evaluate"):
+        with blaming("the trainer's evaluate"):
             returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)")
@@ -183,15 +183,15 @@ def _arrays(returned: Any, method: str) -> Arrays:
     return [np.array(a) for a in returned]
 
 
-class _blaming:  # noqa: N801 - reads as a statement
-    """Turns whatever a trainer raises into a TrainerError that names the method; the traceback stays attached."""
+class blaming:  # noqa: N801 - reads as a statement
+    """Turns whatever a user's code raises into a TrainerError that names it; the traceback stays attached."""
 
-    def __init__(self, method: str) -> None:
-        self._method = method
+    def __init__(self, what: str) -> None:
+        self._what = what
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, HeflError):
-            raise TrainerError(f"the trainer's {self._method} failed: {type(error).__name__}: {error}") from error
+            raise TrainerError(f"{self._what} failed: {type(error).__name__}: {error}") from error
