@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import json_option, partition_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
-@click.option("--data", metavar="NAME:PART", help="An example's data: iris:alice, iris:bob, iris:2/3.")
+@click.option("--data", metavar="NAME[:PART]", help="An example's data: iris:alice, iris:bob, digits:2/5.")
+@partition_option
 @click.option("--trainer", metavar="MODULE:FACTORY", help="Your own model, such as a Flower NumPyClient.")
 @click.option("--server", "url", metavar="URL", help="Where the server is.  [default: as the folder says]")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
-@click.option("--data-seed", default=42, show_default=True, help="For the split of --data.")
+@click.option(
+    "--data-seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=42,
+    show_default=True,
+    help="For the split of --data; the same for every client.",
+)
 @click.option("--num-examples", type=int, metavar="N", help="Sample weight, where the trainer does not state it.")
 @click.option(
     "--init",
@@ -61,6 +68,7 @@ if TYPE_CHECKING:
 def client(
     folder: Path,
     data: str | None,
+    partition: str,
     trainer: str | None,
     url: str | None,
     seed: int,
@@ -95,6 +103,8 @@ def client(
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
+    if trainer is not None and partition != "iid":
+        raise UsageError("--partition shares an example's data, and --trainer brings its own")
     if save and save_best and save.absolute() == save_best.absolute():
         raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
     for flag, path in (("--save", save), ("--save-best", save_best)):
@@ -107,7 +117,7 @@ def client(
     with locked(place, "client"):
         learner = Learner(
             keys.name,
-            _trainer(data, trainer, seed, data_seed),
+            _trainer(data, partition, trainer, seed, data_seed, keys.name),
             keys.secret,
             cipher,
             seed=seed,
@@ -148,14 +158,14 @@ def _check_target(flag: str, path: Path, *, force: bool) -> None:
     check_writable(path)
 
 
-def _trainer(data: str | None, trainer: str | None, seed: int, data_seed: int) -> Trainer:
+def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:
     if trainer is not None:
         from hefl.trainer import load_trainer
 
         return load_trainer(trainer)
     from hefl.examples import load_example
 
-    return load_example(data or "", seed=seed, data_seed=data_seed)
+    return load_example(data or "", seed=seed, data_seed=data_seed, partition=partition, client=name)
 
 
 def _print_round(report: RoundReport) -> None:

@@ -37,6 +37,15 @@ weighting_option: Callable[[F], F] = click.option(
 )
 
 
+partition_option: Callable[[F], F] = click.option(
+    "--partition",
+    metavar="iid|dirichlet:ALPHA",
+    default="iid",
+    show_default=True,
+    help="How the clients share an example's data: evenly, or with labels that differ the more, the smaller ALPHA is.",
+)
+
+
 def terms_options(command: F) -> F:
     """What server and clients must agree on."""
     return engine_option(precision_option(weighting_option(command)))

@@ -13,6 +13,9 @@ DEFAULT_ENGINE = "packed"
 WEIGHTINGS = ("server", "client")
 """Who multiplies an update by its sample weight."""
 
+DATA_SETS = ("iris", "digits", "breast_cancer", "wine")
+"""The examples' data."""
+
 NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 """Clients' names, whole."""
 
