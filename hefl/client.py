@@ -27,6 +27,7 @@ from hefl.errors import (
     StaleError,
     StateError,
     TamperError,
+    UnreachableError,
 )
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
@@ -35,6 +36,7 @@ from hefl.layout import unseal
 from hefl.learner import Learner
 from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
+from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
 
@@ -194,12 +196,19 @@ class Client:
             version = view.version
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._connection.call("POST", "/v1/fetched")
+                await self._say_fetched()
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement, may_be_older=first) and not view.committed:
                 await self._answer(announcement)
             first = False
+
+    async def _say_fetched(self) -> None:
+        """Let the server go; one that has gone knew it already."""
+        try:
+            await self._connection.call("POST", "/v1/fetched")
+        except (UnreachableError, StaleError) as error:
+            log.info("the run is over, and this client has its model; %s", error)
 
     def _is_asked(self, announcement: Announcement, *, may_be_older: bool = False) -> bool:
         """Whether this client is to answer; ``may_be_older`` than its process, which then cannot know what it told."""
@@ -246,16 +255,16 @@ class Client:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
         headers = {
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
-            "Content-Length": str(size),
+            protocol.HEADER_DIGEST: read_digest(path).hex(),
         }
         self._told.add(self._learner.announced_num_examples)
-        await self._connection.call("PUT", where, path, headers=headers)
+        await self._connection.upload(where, path, size, headers, announcement.deadline_s)
         log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
 
     async def _take_records(self, view: View) -> None:
         """Fetch and accept each record that is news."""
-        for record in (view.model, view.closing):
-            if record is None or record.announcement.round <= self._taken:
+        for record in sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round):
+            if record.announcement.round <= self._taken:
                 continue
             self._check_record(record, closing=record is view.closing)
             path = self._state / "aggregate.bin"

@@ -196,13 +196,16 @@ class Learner:
             if self.model is None or self.model.round != announcement.round - 1:
                 raise
             log.error("round %d changes nothing: %s", announcement.round, error.message)
-            if announcement.exchange == "training":
-                self.model = replace(self.model, round=announcement.round)
+            self.model = replace(self.model, round=announcement.round)
             return dict.fromkeys(self.layout.metrics)
 
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
         if announcement.exchange == "closing":
-            return self._codec.decode_metrics(total)
+            metrics = self._codec.decode_metrics(total)
+            if self.model:
+                # The same model stands after it: a run that is extended goes on from there.
+                self.model = replace(self.model, round=announcement.round)
+            return metrics
         self.model, metrics = self._decode(total, announcement)
         return metrics
 

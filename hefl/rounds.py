@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 
 from hefl.codec import Exchange
 from hefl.engine import Terms
@@ -101,7 +100,14 @@ class Ended:
     """The server may go."""
 
 
-Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The run is to have so many trainings, more than before; a finished run goes on."""
+
+    rounds: int
+
+
+Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended | Extended
 
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
@@ -109,6 +115,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Left: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
+        Extended: Phase.GATHERING,
     },
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
@@ -116,20 +123,23 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Committed: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
+        Extended: Phase.COLLECTING,
     },
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
+        Extended: Phase.SUMMING,
     },
     Phase.DRAINING: {
         Joined: Phase.DRAINING,
         Left: Phase.DRAINING,
         Fetched: Phase.DRAINING,
         Ended: Phase.ENDED,
+        Extended: Phase.GATHERING,
     },
-    Phase.ENDED: {},
+    Phase.ENDED: {Extended: Phase.GATHERING},
 }
 
 
@@ -151,13 +161,15 @@ class Run:
         min_clients: Fewer than this in a sum is refused.
         known: The clients that may join.
         head: Of the history so far.
-        next_round: The round that is open or comes next; 0 carries initial arrays, rounds + 1 closes.
+        next_round: The round that is open or comes next; 0 carries initial arrays, the one after the last training
+            closes.
         attempt: Attempts made at that round so far.
         sessions: Who is here.
         announcement: Of the open attempt.
         committed: Digests of the open attempt's updates, by name.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
+        closings: Closing rounds that came before further trainings; each has a number of its own.
         fetched: Who has the last record.
     """
 
@@ -169,12 +181,13 @@ class Run:
     phase: Phase = Phase.GATHERING
     next_round: int = 0
     attempt: int = 0
-    sessions: Mapping[str, Session] = field(default_factory=lambda: MappingProxyType({}))
+    sessions: Mapping[str, Session] = field(default_factory=dict)
     announcement: Announcement | None = None
-    committed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    committed: Mapping[str, str] = field(default_factory=dict)
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
+    closings: int = 0
     fetched: frozenset[str] = frozenset()
 
     @property
@@ -182,7 +195,18 @@ class Run:
         """What the next round carries."""
         if self.next_round == 0:
             return "initial"
-        return "training" if self.next_round <= self.rounds else "closing"
+        return "training" if self.next_round <= self.last_training else "closing"
+
+    @property
+    def last_training(self) -> int:
+        """Number of the last training's round."""
+        return self.rounds + self.closings
+
+    @property
+    def closed(self) -> bool:
+        """The closing metrics of the last model are out."""
+        out = self.closing is not None and self.closing.announcement.round == self.next_round - 1
+        return out and self.exchange == "closing"
 
     @property
     def awaited(self) -> tuple[str, ...]:
@@ -217,6 +241,9 @@ def _check(run: Run, event: Event) -> None:
             members = {m.name for m in record.members}
             if record.announcement != run.announcement or not members <= run.committed.keys():
                 raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
+        case Extended(rounds):
+            if rounds <= run.rounds:
+                raise ConflictError(f"a run of {run.rounds} rounds cannot be extended to {rounds}")
         case _:
             pass
 
@@ -234,11 +261,12 @@ def _apply(run: Run, event: Event) -> Run:
         case Abandoned(culprits):
             return replace(run, announcement=None, committed={}, passed_over=run.passed_over | culprits)
         case Published(record):
-            closing = run.exchange == "closing"
+            closing = record.announcement.exchange == "closing"
             return replace(
                 run,
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
+                closings=run.closings + (closing and run.exchange == "training"),  # extended while it closed
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,
@@ -248,6 +276,11 @@ def _apply(run: Run, event: Event) -> Run:
             )
         case Fetched(name):
             return replace(run, fetched=run.fetched | {name})
+        case Extended(rounds):
+            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
+            sessions = {} if over else run.sessions
+            closings = run.closings + run.closed
+            return replace(run, rounds=rounds, closings=closings, fetched=frozenset(), sessions=sessions)
         case Closed() | Finished() | Ended():
             return run
 
@@ -335,7 +368,7 @@ def decide(run: Run, clock: Clock) -> Decision | None:
 def _gather(run: Run, clock: Clock) -> Decision | None:
     present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
     closing_failed = run.exchange == "closing" and (run.attempt > 0 or clock.phase_s >= clock.round_timeout_s)
-    if run.closing or closing_failed:
+    if run.closed or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
     if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None
