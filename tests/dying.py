@@ -1,7 +1,7 @@
 """``hefl`` that kills itself at a chosen write of its journal: ``python -m dying COMMAND...``, DIE="SIDE EVENT COUNT".
 
-SIDE is ``before`` or ``after`` the write is durable; EVENT is the class of the event, or ``*`` for any write; COUNT says
-which of them in this process, from 1.
+SIDE is ``before`` or ``after`` the write is durable; EVENT is the class of the event, or ``*`` for any write; COUNT
+says which of them in this process, from 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def dying_transaction(self: Journal) -> Iterator[Any]:
 
 
 def dying_append(self: Journal, event: Any) -> None:
-    now = due(is_it=EVENT == type(event).__name__)
+    now = due(is_it=type(event).__name__ == EVENT)
     if now and SIDE == "before":
         die()
     append(self, event)
