@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, TypeVar, get_args
@@ -104,19 +104,20 @@ class Journal:
         self._lock = threading.Lock()
         fresh = Run(run=os.urandom(16).hex(), rounds=rounds, min_clients=min_clients, known=known, head="", sessions={})
         fresh = replace(fresh, head=genesis(identity, fresh.run))
-        with _reported(self._path):
-            self._db = _open(self._path)
+        with _reported(self._path), ExitStack() as undo:
+            self._db = undo.enter_context(closing(_open(self._path)))
             self.resumed = self._has_schema()
             if self.resumed and self._gives_way(identity, terms, rounds):
                 self._db.close()
                 for path in folder.glob(f"{FILE}*"):
                     path.unlink()
-                self._db, self.resumed = _open(self._path), False
+                self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
             if not self.resumed:
                 self._create(fresh, identity, terms)
             self.now, self._link, self.reference = _load(self._db)
             _check_records(self._db, identity, self.now.run)
             self._reader = _open(self._path, read_only=True)
+            undo.pop_all()
         # What an operator may change from one start to the next.
         self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients, known=known))
 
@@ -248,14 +249,10 @@ def read_moment(folder: Path) -> Moment:
         raise StateError(
             f"{folder} holds no run", hint="name the folder that 'hefl serve' has as --state, or DIR/server/state"
         )
-    with _reported(path):
-        db = _open(path, read_only=True)
-        try:
-            db.execute("BEGIN")  # everything as of one moment
-            _check_version(db, path)
-            return _load(db)[0]
-        finally:
-            db.close()
+    with _reported(path), closing(_open(path, read_only=True)) as db:
+        db.execute("BEGIN")  # everything as of one moment
+        _check_version(db, path)
+        return _load(db)[0]
 
 
 def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
