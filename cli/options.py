@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hefl.params import DEFAULT_ENGINE, ENGINES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+from hefl.params import DEFAULT_ENGINE, ENGINES, KEEP_AGGREGATES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,6 +50,10 @@ def terms_options(command: F) -> F:
     """What server and clients must agree on."""
     return engine_option(precision_option(weighting_option(command)))
 
+
+keep_option: Callable[[F], F] = click.option(
+    "--keep", type=click.IntRange(1), default=KEEP_AGGREGATES, show_default=True, help="Last aggregates that stay."
+)
 
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
 

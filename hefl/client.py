@@ -26,6 +26,7 @@ from hefl.errors import (
     StaleError,
     StateError,
     TamperError,
+    UnreachableError,
 )
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
@@ -34,6 +35,7 @@ from hefl.layout import unseal
 from hefl.learner import Learner, OnRound, tell
 from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
+from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
 
@@ -172,24 +174,31 @@ class Client:
             version = view.version
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._connection.call("POST", "/v1/fetched")
-                self._say_how_it_ended()
+                await self._say_fetched()
+                self._say_how_it_ended(view)
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement, may_be_older=first) and not view.committed:
                 await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
             first = False
 
-    def _say_how_it_ended(self) -> None:
+    def _say_how_it_ended(self, view: View) -> None:
         """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
-        model, rounds = self._learner.model, self._welcome.rounds if self._welcome else 0
-        if model is None or model.round >= rounds:
+        last, rounds = view.model.announcement.round if view.model else 0, self._welcome.rounds if self._welcome else 0
+        if view.model is None or last >= rounds:
             return
         if reason := self._learner.reason_to_stop:
-            log.info("stopped after round %d of %d: %s", model.round, rounds, reason)
+            log.info("stopped after round %d of %d: %s", last, rounds, reason)
         else:
-            log.warning("the run ended after round %d of %d, and this client did not decide so", model.round, rounds)
-            log.warning("hint: the model is that of round %d; ask who runs the server why", model.round)
+            log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
+            log.warning("hint: the model is that of round %d; ask who runs the server why", last)
+
+    async def _say_fetched(self) -> None:
+        """Let the server go; one that has gone knew it already."""
+        try:
+            await self._connection.call("POST", "/v1/fetched")
+        except (UnreachableError, StaleError) as error:
+            log.info("the run is over, and this client has its model; %s", error)
 
     def _is_asked(self, announcement: Announcement, *, may_be_older: bool = False) -> bool:
         """Whether this client is to answer; ``may_be_older`` than its process, which then cannot know what it told."""
@@ -244,16 +253,16 @@ class Client:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
         headers = {
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
-            "Content-Length": str(size),
+            protocol.HEADER_DIGEST: read_digest(path).hex(),
         }
         self._told.add(self._learner.announced_num_examples)
-        await self._connection.call("PUT", where, path, headers=headers)
+        await self._connection.upload(where, path, size, headers, announcement.deadline_s)
         log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
 
     async def _take_records(self, view: View) -> None:
         """Fetch and accept each record that is news."""
-        for record in (view.model, view.closing):
-            if record is None or record.announcement.round <= self._taken:
+        for record in sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round):
+            if record.announcement.round <= self._taken:
                 continue
             self._check_record(record, closing=record is view.closing)
             path = self._state / "aggregate.bin"

@@ -28,6 +28,7 @@
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
+    │   └── DiskFullError               no room on the disk; it may be made
     ├── ModelFileError              1   a file that holds no model
     ├── TrainerError                1   the user's trainer failed or does not fit
     └── KernelError                 1   compiled code or a random source that fails its check
@@ -218,6 +219,12 @@ class ExistsError(HeflError):
 
 class StateError(HeflError):
     """A state folder that cannot be used."""
+
+
+class DiskFullError(StateError):
+    """The disk is full."""
+
+    http_status = 503
 
 
 class ModelFileError(HeflError):

@@ -286,8 +286,7 @@ class Learner:
             if before is None:
                 raise
             log.error("round %d changes nothing: %s", announcement.round, error.message)
-            if announcement.exchange == "training":
-                self.model = replace(before, round=announcement.round)
+            self.model = replace(before, round=announcement.round)
             self.progress = self.progress.after(None)
             return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
         if first and self._initial_file:
@@ -317,7 +316,11 @@ class Learner:
 
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
         if announcement.exchange == "closing":
-            return self._codec.decode_metrics(total)
+            metrics = self._codec.decode_metrics(total)
+            if self.model:
+                # The same model stands after it: a run that is extended goes on from there.
+                self.model = replace(self.model, round=announcement.round)
+            return metrics
         self.model, metrics = self._decode(total, announcement)
         return metrics
 

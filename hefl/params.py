@@ -42,6 +42,12 @@ EXPIRY_NOTICE_DAYS = 30
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
 
+KEEP_AGGREGATES = 3
+"""So many of the last aggregates stay, at the server and at each client."""
+
+RECORDS_AT_ONCE = 32
+"""A record has up to 300 kB, with as many clients as there may be: an answer stays under 10 MB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ring:
