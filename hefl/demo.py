@@ -142,7 +142,7 @@ def train_pooled(task: Task, progress: Progress) -> list[Metrics]:
     Returns:
         Metrics of models 0 to ``rounds``, on the rows that validate for the clients too.
     """
-    trainer = GuardedTrainer(load_example(task.data, seed=task.seed), "pooled", task.seed)
+    trainer = GuardedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
     arrays = trainer.initial()
     with threadpool_limits(1):
         metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0))]

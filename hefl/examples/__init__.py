@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from hefl.params import DATA_SETS
 
 if TYPE_CHECKING:
     from hefl.torch_trainer import TorchTrainer
+
+log = logging.getLogger("hefl")
 
 _NAMED_PARTS = {"alice": (1, 2), "bob": (2, 2), "": (1, 1)}
 _MODULES = {"iris": "iris", "digits": "digits", "breast_cancer": "tables", "wine": "tables"}
@@ -22,7 +25,8 @@ def load_example(
     """The trainer for ``NAME[:PART]``, such as ``iris:alice`` (``iris:1/2``), ``iris:bob`` or ``digits:2/5``.
 
     Args:
-        spec: NAME is one of params.DATA_SETS; PART i/k is the i-th of k. Without a PART, all of the training rows.
+        spec: NAME is one of params.DATA_SETS; PART i/k is the i-th of k. Without a PART, all of the training
+            rows, and the log says so.
         seed: For the initial parameters.
         data_seed: For the split into validation and parts.
         partition: ``iid`` or ``dirichlet:ALPHA``; see partition.Partition.
@@ -35,6 +39,8 @@ def load_example(
     from hefl.examples.partition import Partition
 
     name, index, count = parse_spec(spec)
+    if ":" not in spec:
+        log.warning("--data %s names no part: this client trains on all of the training rows", spec)
     names = {index: client} if client else None
     split = load_parts(name, count, Partition.parse(partition), data_seed=data_seed, names=names)[index - 1]
     made: TorchTrainer = importlib.import_module(f"hefl.examples.{_MODULES[name]}").trainer(split, seed=seed)
