@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from hefl.errors import LayoutError, ModelFileError, UsageError
+from hefl.errors import LayoutError, ModelFileError, UsageError, reason_of
 from hefl.files import replacing, storing
 from hefl.layout import Arrays, Layout
 
@@ -25,7 +25,7 @@ def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"a model's file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}",
-            hint=f"for numpy: {path.with_suffix('.npz')}",
+            hint=f"such as {path.with_suffix('.npz')}; hefl reads and writes no other kind, and no pickle",
         )
 
 
@@ -65,7 +65,9 @@ def read_model(path: Path, layout: Layout) -> Arrays:
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint="name a model that --save wrote") from error
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ModelFileError(
+            f"{path} cannot be read: {reason_of(error)}", hint="name a model that --save wrote"
+        ) from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
         raise ModelFileError(
             f"{path} is no {path.suffix} file of numeric arrays: {error}",

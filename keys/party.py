@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public
@@ -49,12 +50,13 @@ def read_server_folder(path: Path) -> ServerFolder:
         SecretAtServerError: A secret context or key file is in it.
         KeysError: A file is missing, damaged, or of another federation, generation or party.
     """
-    _check_folder(path, "server")
+    _check_folder(path, "server", "public.hefl")
     secret = next((p for p in sorted(path.iterdir()) if p.name == "secret.hefl" or p.name == "ca.key"), None)
     if secret:
         raise SecretAtServerError(
             f"{secret} is a secret file, and a server may not hold one",
-            hint="a server's folder is DIR/server as 'hefl keygen' made it; remove the file from this machine",
+            hint=_meant(path, "server", "public.hefl")
+            or "a server's folder is DIR/server as 'hefl keygen' made it, and holds nothing else",
         )
     public_file, public = keyfile.read_public(path / "public.hefl")
     open_public(public)
@@ -71,7 +73,7 @@ def read_client_folder(path: Path) -> ClientFolder:
     Raises:
         KeysError: A file is missing, damaged, or of another federation, generation or party.
     """
-    _check_folder(path, "clients/NAME")
+    _check_folder(path, "clients/NAME", "secret.hefl")
     secret_file, secret = keyfile.read_secret(path / "secret.hefl")
     address_file, urls = keyfile.read_address(path / "address.hefl")
     keyfile.check_same(secret_file, address_file.path, address_file.identity, address_file.holder)
@@ -82,6 +84,19 @@ def read_client_folder(path: Path) -> ClientFolder:
     return ClientFolder(path, holder.name, secret, urls[0])
 
 
-def _check_folder(path: Path, expected: str) -> None:
-    if not path.is_dir():
-        raise KeyFileError(f"{path} is not a folder", hint=f"name DIR/{expected} as 'hefl keygen' made it")
+def _check_folder(path: Path, expected: str, first_file: str) -> None:
+    """Refuse what is not such a folder at all, and say which one was probably meant."""
+    if (path / first_file).is_symlink() or (path / first_file).exists() or (path / "secret.hefl").exists():
+        return
+    what = f"{path / first_file} is missing" if path.is_dir() else f"{path} is not a folder"
+    hint = _meant(path, expected, first_file) or f"name DIR/{expected} as 'hefl keygen' made it"
+    raise KeyFileError(what, hint=hint)
+
+
+def _meant(path: Path, expected: str, first_file: str) -> str | None:
+    """Folders of the wanted kind near a wrong one, as a question; None where there is none."""
+    near = dict.fromkeys((path, path.parent, path.parent.parent))
+    found = [p.parent for place in near for p in sorted(place.glob(f"{expected.replace('NAME', '*')}/{first_file}"))]
+    alike = get_close_matches(path.name, [p.name for p in found], 1)
+    meant = [p for p in found if p.name in alike] or found[:3]
+    return f"did you mean {' or '.join(map(str, meant))}?" if meant else None
