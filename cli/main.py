@@ -14,7 +14,8 @@ from typing import NoReturn
 import click
 
 import hefl
-from hefl.errors import HeflError, TrainerError, UsageError
+from hefl.cli.usage import explain, nearest
+from hefl.errors import HeflError, TrainerError, UsageError, reason_of
 
 COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "plan", "bench")
 INTERRUPTED = 130
@@ -26,6 +27,17 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which a newcomer needs them."""
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a command that does not exist is refused with the one that was probably meant."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            meant = nearest(args[0], COMMANDS)
+            raise UsageError(
+                f"there is no command {args[0]!r}", hint=f"did you mean 'hefl {meant}'?" if meant else None
+            )
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
@@ -92,22 +104,26 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        say(_lower(error.format_message()).rstrip("."))
-        context = getattr(error, "ctx", None)
-        say(f"hint: see '{context.command_path if context else 'hefl'} --help'")
+        message, way_out = explain(error, _called())
+        say(message)
+        say(f"hint: {way_out}")
         code = error.exit_code
     except HeflError as error:
         if isinstance(error, TrainerError) and error.__cause__:
             logging.getLogger("hefl").error("the trainer's traceback:", exc_info=error.__cause__)
         say(error.message)
-        command = " ".join(["hefl", *(word for word in sys.argv[1:2] if word in COMMANDS)])
-        hint = error.hint or (f"see '{command} --help'" if isinstance(error, UsageError) else None)
-        if hint:
+        if hint := error.hint or (_see_help() if isinstance(error, UsageError) else None):
             say(f"hint: {hint}")
         code = error.exit_code
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if error.filename is None:
+            raise  # not about a file that a person named
+        say(f"{error.filename}: {reason_of(error)}")
+        say("hint: is the path right, and may you use it? See its owner and mode with ls -l")
         code = 1
     sys.exit(code)
 
@@ -117,8 +133,14 @@ def say(text: str) -> None:
     click.echo(f"hefl: {text}", err=True)
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _called() -> click.Command | None:
+    """The command that the command line names."""
+    return next((_command_of(word) for word in sys.argv[1:] if word in COMMANDS), None)
+
+
+def _see_help() -> str:
+    command = _called()
+    return f"see 'hefl {command.name} --help'" if command else "see 'hefl --help'"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

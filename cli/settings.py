@@ -12,7 +12,6 @@ A table for each command, a key for each long flag. What a command line says win
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 
 import click
 
-from hefl.errors import UsageError
+from hefl.cli.usage import expects, nearest
+from hefl.errors import UsageError, reason_of
 
 DEFAULT_FILE = Path("hefl.toml")
 
@@ -49,7 +49,10 @@ def read_settings(path: Path, commands: Iterable[str], command_of: Lookup) -> Se
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint="name a file of settings after --config") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{path} cannot be read: {reason_of(error)}",
+            hint="a hefl.toml here is read by every command; move it, or name another file with --config",
+        ) from error
     except ValueError as error:
         text = str(error)
         raise UsageError(
@@ -106,9 +109,9 @@ def _value(where: str, option: click.Option, value: Any, folder: Path) -> Any:
         for each in values:
             option.type.convert(each, option, None)
     except click.BadParameter as error:
-        raise UsageError(
-            f"{where}: {error.message.rstrip('.')}", hint=f"as on the command line: {option.opts[-1]}"
-        ) from error
+        said = error.message.rstrip(".")
+        text = f": {said}" if isinstance(option.type, click.Path) else f" takes {expects(option)}, got {_shown(value)}"
+        raise UsageError(where + text, hint=f"as on the command line: {option.opts[-1]}") from error
     return values if option.multiple else values[0]
 
 
@@ -130,5 +133,5 @@ def _shown(value: Any) -> str:
 
 
 def _nearest(name: str, names: Iterable[str], form: str) -> str | None:
-    near = difflib.get_close_matches(name, list(names), 1)
-    return f"did you mean {form.format(near[0])}?" if near else None
+    near = nearest(name, names)
+    return f"did you mean {form.format(near)}?" if near else None

@@ -78,7 +78,10 @@ class Client:
         self._connection = Connection(folder, url, self._nonce, connect_timeout_s, insecure_http=insecure_http)
         host = urlsplit(url).hostname or ""
         if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
-            raise EngineError(f"the engine 'plaintext' talks to loopback only, not to {host}")
+            raise EngineError(
+                f"the engine 'plaintext' talks to loopback only, not to {host}",
+                hint="between machines: --engine packed",
+            )
         self._folder = folder
         self._learner = learner
         self._state = state

@@ -361,7 +361,8 @@ class Coordinator:
         if join.num_examples > self.engine.max_num_examples:
             raise NumExamplesError(
                 f"client {name} has {join.num_examples} examples, "
-                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}"
+                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}",
+                hint="state fewer with --num-examples, in the same proportion at every client",
             )
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)
@@ -382,7 +383,9 @@ class Coordinator:
         if session is None:
             raise StaleError(f"{name} has not joined this run")
         if session.join_nonce != join_nonce:
-            raise NameInUseError(f"another process has joined as {name} since")
+            raise NameInUseError(
+                f"another process has joined as {name} since", hint="run one client with each client's folder"
+            )
         self._hear(name)
 
     def _hear(self, name: str) -> None:

@@ -5,21 +5,21 @@ Nothing here returns a secret. Secret contexts and private keys are read and che
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import numpy as np
 from cryptography import x509
 
 from hefl import wire
 from hefl.ckks.context import open_public, open_secret
-from hefl.errors import HeflError, KeyFileError, MalformedError, SecretAtServerError, UsageError
+from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
 from hefl.findings import WHOLE_FOLDER, Finding, Ties, compared
 from hefl.keys import credentials, fields, keyfile, party
 from hefl.keys.tls import holder_of
+from hefl.modelfile import SUFFIXES, read_arrays
 
 FIRST_BYTES = 64
 """Enough to tell what a file is."""
@@ -81,7 +81,7 @@ def _whole(folder: Path) -> Iterator[Finding]:
             )
         )
     try:
-        party.check_folder(folder, kind)
+        party.check_private(folder)
     except HeflError as error:
         problems.append(error)
     if problems:
@@ -99,12 +99,14 @@ def _describe(path: Path) -> Finding:
             start = file.read(FIRST_BYTES)
     except OSError as error:
         return Finding(path=path, what="unknown", problems=(KeyFileError(f"{path} cannot be read: {error.strerror}"),))
-    for magic, what, describe in _KINDS:
-        if start.startswith(magic):
-            try:
-                return describe(path)
-            except HeflError as error:
-                return Finding(path=path, what=f"{what}, which cannot be used", problems=(error,))
+    kind = next((k for k in _KINDS if start.startswith(k.begins)), None)
+    if kind is None and start and path.suffix in SUFFIXES:
+        kind = _Kind(b"", "a model", _model)
+    if kind:
+        try:
+            return kind.describe(path)
+        except HeflError as error:
+            return Finding(path=path, what=f"{kind.what}, which cannot be used", problems=(error,))
     what = "an empty file" if not start else "no file that hefl inspects"
     known = {name for names in FOLDERS.values() for name in names}
     if path.name not in known:
@@ -217,34 +219,32 @@ def _frame(path: Path) -> Finding:
     )
 
 
-def _npz(path: Path) -> Finding:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            shapes = {name: (file[name].dtype.name, file[name].shape) for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise MalformedError(f"{path} is no .npz file of numeric arrays: {error}", hint="copy it again") from error
-    return _model(path, shapes)
-
-
-def _model(path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> Finding:
-    values = sum(int(np.prod(shape)) for _, shape in shapes.values())
+def _model(path: Path) -> Finding:
+    arrays = read_arrays(path)
     return Finding(
         path=path,
         what="a model, not encrypted",
         audience="the clients: a model can tell of the data that it was trained on",
         details=(
-            ("values", f"{values:,} in {len(shapes)} tensors"),
-            *((name, f"{dtype} {shape}") for name, (dtype, shape) in shapes.items()),
+            ("values", f"{sum(a.size for a in arrays.values()):,} in {len(arrays)} tensors"),
+            *((name, f"{array.dtype.name} {array.shape}") for name, array in arrays.items()),
         ),
     )
 
 
-_KINDS: tuple[tuple[bytes, str, Callable[[Path], Finding]], ...] = (
-    (b"hefl/", "a key file", _key_file),
-    (b"-----BEGIN CERTIFICATE", "a certificate", _certificate),
-    (b"-----BEGIN", "a private key", _private_key),
-    (wire.MAGIC, "an update or a sum", _frame),
-    (b"PK\x03\x04", "a model", _npz),
+class _Kind(NamedTuple):
+    """A kind of file: how its bytes begin, what it is called, and who describes it."""
+
+    begins: bytes
+    what: str
+    describe: Callable[[Path], Finding]
+
+
+_KINDS = (
+    _Kind(b"hefl/", "a key file", _key_file),
+    _Kind(b"-----BEGIN CERTIFICATE", "a certificate", _certificate),
+    _Kind(b"-----BEGIN", "a private key", _private_key),
+    _Kind(wire.MAGIC, "an update or a sum", _frame),
 )
 
 

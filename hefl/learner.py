@@ -211,7 +211,10 @@ class Learner:
         check_terms(self.engine, announcement.terms, "the server")
         expected = self.values(announcement.exchange)
         if announcement.values != expected:
-            raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+            raise LayoutError(
+                f"the server announces {announcement.values} values, and this model makes {expected}",
+                hint="all clients train the same model, with the same engine and --precision as the server",
+            )
 
     def _check_own(self, record: Record) -> None:
         """In a sum of an attempt that this client has encrypted for, its own update stands as it made it, or not."""

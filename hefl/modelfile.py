@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from hefl.errors import LayoutError, ModelFileError, UsageError
+from hefl.errors import LayoutError, ModelFileError, UsageError, reason_of
 from hefl.files import replacing, storing
 from hefl.layout import Arrays, Layout
 
@@ -25,7 +25,7 @@ def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise UsageError(
             f"a model's file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}",
-            hint=f"for numpy: {path.with_suffix('.npz')}",
+            hint=f"such as {path.with_suffix('.npz')}; hefl reads and writes no other kind, and no pickle",
         )
 
 
@@ -54,29 +54,40 @@ def read_model(path: Path, layout: Layout) -> Arrays:
     """A model's arrays, in the layout's order whatever theirs is in the file.
 
     Raises:
-        UsageError: As check_suffix, or there is no such file.
-        ModelFileError: It cannot be read, or is not what its suffix says.
+        UsageError, ModelFileError: As read_arrays.
         LayoutError: It holds another model; names the first difference.
     """
-    check_suffix(path)
-    read: Callable[[Path], Mapping[str, NDArray[Any]]] = load_file if path.suffix == ".safetensors" else _read_npz
-    try:
-        named = read(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist", hint="name a model that --save wrote") from error
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-        raise ModelFileError(
-            f"{path} is no {path.suffix} file of numeric arrays: {error}",
-            hint="name a model that --save wrote, or one of plain arrays under the model's own names",
-        ) from error
+    named = read_arrays(path)
     if difference := _difference(named, layout):
         raise LayoutError(
             f"the model in {path} is not this trainer's: {difference}",
             hint="start from a model of the same architecture, saved with the same names, shapes and dtypes",
         )
     return [np.array(named[t.name], np.dtype(t.dtype), order="C") for t in layout.tensors]
+
+
+def read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    """The arrays in a file, by name.
+
+    Raises:
+        UsageError: As check_suffix, or there is no such file.
+        ModelFileError: It cannot be read, or is not what its suffix says.
+    """
+    check_suffix(path)
+    read: Callable[[Path], Mapping[str, NDArray[Any]]] = load_file if path.suffix == ".safetensors" else _read_npz
+    try:
+        return read(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist", hint="name a model that --save wrote") from error
+    except OSError as error:
+        raise ModelFileError(
+            f"{path} cannot be read: {reason_of(error)}", hint="name a model that --save wrote"
+        ) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        raise ModelFileError(
+            f"{path} is no {path.suffix} file of numeric arrays: {error}",
+            hint="name a model that --save wrote, or one of plain arrays under the model's own names",
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

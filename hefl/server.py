@@ -25,6 +25,7 @@ from hefl.errors import (
     StateError,
     UnknownClientError,
     UsageError,
+    reason_of,
 )
 from hefl.files import storing
 from hefl.history import Announcement
@@ -84,14 +85,19 @@ class Server:
     ) -> None:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
-                f"{folder.path} knows {len(folder.clients)} clients, and --min-clients is {settings.min_clients}",
+                f"{folder.path} knows {', '.join(folder.clients)} only, and --min-clients is {settings.min_clients}",
                 hint="make keys for more clients, or wait for fewer; at least 2 make a sum",
             )
         loopback = protocol.is_loopback(host)
         if insecure_http and not loopback:
-            raise UsageError(f"--insecure-http listens on loopback only, not on {host}")
+            raise UsageError(
+                f"--insecure-http listens on loopback only, not on {host}",
+                hint="leave it out: 'hefl keygen' has made certificates for HTTPS",
+            )
         if engine.name == "plaintext" and not loopback:
-            raise EngineError(f"the engine 'plaintext' runs on loopback only, not on {host}")
+            raise EngineError(
+                f"the engine 'plaintext' runs on loopback only, not on {host}", hint="between machines: --engine packed"
+            )
         self._folder = folder
         self._identity = folder.public.identity
         self._emit = emit
@@ -156,7 +162,10 @@ class Server:
                 raise PortInUseError(
                     f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
                 ) from error
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="see --host") from error
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {reason_of(error)}",
+                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
+            ) from error
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._insecure_http else 'https'}://{shown}:{runner.addresses[0][1]}"
 
@@ -176,7 +185,7 @@ class Server:
             return _refuse(request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status)
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
-            return _refuse(request, HeflError("the server failed; its log says why"))
+            return _refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
 
     def _identify(self, request: web.Request) -> None:
         """Find out who asks, as the certificate says, and keep the name in the request.
@@ -202,13 +211,16 @@ class Server:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
         der = connection and connection.getpeercert(binary_form=True)
         if not der:
-            raise UnknownClientError("the request came without a certificate")
+            raise UnknownClientError(
+                "the request came without a certificate", hint="ask with 'hefl client' and a folder of this federation"
+            )
         holder = tls.holder_of_der(der, "the client's certificate")
         if not holder.is_client or holder.identity != self._identity:
             who = f"client {holder.name}" if holder.is_client else holder.name
             raise UnknownClientError(
                 f"the certificate speaks for {who} of {holder.identity}, "
-                f"and this server serves clients of {self._identity}"
+                f"and this server serves clients of {self._identity}",
+                hint="is it the right server? If so, copy the client's folder from the authority again",
             )
         return holder.name
 
@@ -288,7 +300,10 @@ class Server:
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         most = self._coordinator.engine.max_num_examples
         if next_examples > most:
-            raise NumExamplesError(f"{next_examples} examples are more than the {most} that the engine can scale by")
+            raise NumExamplesError(
+                f"{next_examples} examples are more than the {most} that the engine can scale by",
+                hint="state fewer with --num-examples, in the same proportion at every client",
+            )
         name, spool = request[CLIENT], self._coordinator.spool
         if self._coordinator.is_committed(name, digest):
             return web.Response()

@@ -85,7 +85,10 @@ def simulate(
     first = next(iter(learners.values()))
     for learner in learners.values():
         if difference := first.layout.difference(learner.layout):
-            raise LayoutError(f"the models of {first.name} (here) and {learner.name} (there) differ: {difference}")
+            raise LayoutError(
+                f"the models of {first.name} (here) and {learner.name} (there) differ: {difference}",
+                hint="all clients train the same model: same tensors, same order, same metrics",
+            )
     run = _start(learners, rounds, genesis(public.identity, run_id := os.urandom(16).hex()), run_id)
     clock = Clock(silent=frozenset(), phase_s=0, enough_s=0, join_wait_s=0, round_timeout_s=1)
     history: list[Metrics] = []

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
 from hefl.layout import Arrays, Kind, Layout, describe
 from hefl.params import MAX_NUM_EXAMPLES
+
+_SEE = "hefl.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
 
 Config = dict[str, Any]
 """What every call is told: ``round`` and ``server_round`` (Flower's name for it), ``seed``, ``client``."""
@@ -69,7 +72,10 @@ def load_trainer(spec: str) -> Trainer:
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
-        raise UsageError(f"--trainer takes package.module:factory, got {spec!r}")
+        raise UsageError(
+            f"--trainer takes package.module:factory, got {spec!r}",
+            hint="mymodel:Trainer, say, for the class Trainer in mymodel.py",
+        )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -77,11 +83,11 @@ def load_trainer(spec: str) -> Trainer:
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"--trainer {spec}: {error}", hint="run the command where the module can be imported"
-        ) from error
+        raise UsageError(f"--trainer {spec}: {error}", hint=_way_to_import(spec, error)) from error
     except Exception as error:
-        raise TrainerError(f"--trainer {spec}: importing {module_name} failed: {error}") from error
+        raise TrainerError(
+            f"--trainer {spec}: importing {module_name} failed: {error}", hint="the traceback above ends in the place"
+        ) from error
     if isinstance(factory, type) or not isinstance(factory, Trainer):
         try:
             factory = factory()
@@ -96,6 +102,19 @@ def load_trainer(spec: str) -> Trainer:
             hint="a Flower NumPyClient has them; see hefl.trainer.Trainer",
         )
     return factory
+
+
+def _way_to_import(spec: str, error: Exception) -> str:
+    """What to do where a trainer could not be imported."""
+    module_name, _, attribute = spec.partition(":")
+    if module_name.endswith(".py"):
+        return f"name the module, not its file: {module_name.removesuffix('.py').replace('/', '.')}:{attribute}"
+    if isinstance(error, AttributeError) and (meant := get_close_matches(attribute, vars(sys.modules[module_name]), 1)):
+        return f"did you mean {module_name}:{meant[0]}?"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not f"{module_name}.".startswith(f"{missing}."):
+        return f"{module_name} imports {missing}, which is not installed where hefl runs"
+    return "run the command in the folder that holds the module, or install it beside hefl"
 
 
 class GuardedTrainer:
@@ -154,7 +173,7 @@ class GuardedTrainer:
             # Copies, because a trainer may train in place.
             returned = self._trainer.fit([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
-                raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)")
+                raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)", hint=_SEE)
             arrays = _arrays(returned[0], "fit")
         return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1], self._limit)
 
@@ -163,7 +182,7 @@ class GuardedTrainer:
         with blaming("the trainer's evaluate"):
             returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
-                raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)")
+                raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)", hint=_SEE)
             loss, _, more = returned
             numbers = {str(k): float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
             return numbers | {"loss": float(loss)}
@@ -186,7 +205,9 @@ def check_num_examples(value: Any, limit: int = MAX_NUM_EXAMPLES) -> int:
 
 def _arrays(returned: Any, method: str) -> Arrays:
     if isinstance(returned, np.ndarray) or not isinstance(returned, Sequence):
-        raise TrainerError(f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}")
+        raise TrainerError(
+            f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}", hint=_SEE
+        )
     return [np.array(a) for a in returned]
 
 
@@ -201,4 +222,6 @@ class blaming:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, HeflError):
-            raise TrainerError(f"{self._what} failed: {type(error).__name__}: {error}") from error
+            raise TrainerError(
+                f"{self._what} failed: {type(error).__name__}: {error}", hint="the traceback above ends in the place"
+            ) from error
