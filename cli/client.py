@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import json_option, keep_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.client import RoundReport
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the final global model.")
 @click.option("--force", is_flag=True, help="Let --save replace a file.")
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
+@keep_option
 @terms_options
 @click.option(
     "--connect-timeout",
@@ -49,6 +50,7 @@ def client(
     save: Path | None,
     force: bool,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
@@ -64,6 +66,7 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
+    from hefl.clientstate import ClientState
     from hefl.engine import load_engine
     from hefl.errors import ExistsError, UsageError
     from hefl.files import check_writable, locked, private_folder
@@ -95,7 +98,7 @@ def client(
         party = Client(
             keys,
             learner,
-            place,
+            ClientState(place, keep),
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,

@@ -15,7 +15,7 @@ import click
 import hefl
 from hefl.errors import HeflError, TrainerError, UsageError
 
-COMMANDS = ("keygen", "serve", "client", "demo", "plan", "bench")
+COMMANDS = ("keygen", "serve", "client", "demo", "status", "export", "plan", "bench")
 INTERRUPTED = 130
 
 

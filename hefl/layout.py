@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import math
 import os
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import SecretContext
 from hefl.errors import LayoutError, MalformedError
+from hefl.files import replacing, storing
 from hefl.params import MAX_METRICS, MAX_VALUES
 
 Arrays = list[NDArray[Any]]
@@ -146,6 +149,15 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.metrics != other.metrics:
             return f"the metrics are {', '.join(self.metrics)} here and {', '.join(other.metrics)} there"
         return None
+
+
+def write_npz(path: Path, layout: Layout, arrays: Sequence[NDArray[Any]]) -> None:
+    """Write a model as .npz: names, shapes and dtypes as the trainer has them; no pickle. Raises StateError."""
+    with storing("the model"), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for tensor, array in zip(layout.tensors, arrays, strict=True):
+            # np.savez takes names as keywords, and could not save a tensor that is named "file".
+            with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def unseal(sealed: bytes, secret: SecretContext) -> Layout:

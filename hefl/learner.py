@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -16,9 +16,9 @@ from hefl.ckks.context import SecretContext
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
 from hefl.errors import LayoutError, StaleError, TamperError, UploadError
-from hefl.files import replacing, storing
+from hefl.files import replacing
 from hefl.history import Announcement, Record
-from hefl.layout import Arrays, Layout
+from hefl.layout import Arrays, Layout, write_npz
 from hefl.params import CLIENT_WEIGHT_BITS
 from hefl.timings import Timings
 from hefl.trainer import GuardedTrainer, Trainer
@@ -84,16 +84,10 @@ class Learner:
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
-        self._codec = self._make_codec(self.layout)
+        self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
         self._sent: tuple[bytes, set[bytes]] = (b"", set())
-
-    def _make_codec(self, layout: Layout) -> Codec:
-        codec = self.engine.codec(layout)
-        if not self._own_weights:
-            return codec
-        return ClientWeightedCodec(codec, self.engine.terms.precision_bits, lambda: self.num_examples)
 
     @property
     def announced_num_examples(self) -> int:
@@ -225,11 +219,7 @@ class Learner:
         """
         if self.model is None:
             raise StaleError("there is no global model to save yet")
-        with storing("the model"), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for tensor, array in zip(self.layout.tensors, self.model.arrays, strict=True):
-                # np.savez takes names as keywords, and could not save a tensor that is named "file".
-                with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, array, allow_pickle=False)
+        write_npz(path, self.layout, self.model.arrays)
 
     def _trace_sent(self, arrays: Arrays, vector: Vector, announcement: Announcement) -> None:
         """Keep a trained model as it was, and as it is encrypted."""
@@ -242,6 +232,16 @@ class Learner:
         """Keep a global model before its numbers are rounded to the layout's types, and the sum that it was made of."""
         if self._trace:
             wide = self.layout.widened()
-            model = wide.flatten(self._make_codec(wide).decode_model(total, scales)[0])
+            model = wide.flatten(
+                make_codec(self.engine, wide, lambda: self.num_examples).decode_model(total, scales)[0]
+            )
             with replacing(self._trace / f"received-{announcement.round}.npz") as file:
                 np.savez(file, model=model, vector=total.vector, total_weight=total.total_weight)
+
+
+def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
+    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
+    codec = engine.codec(layout)
+    if engine.terms.weighting == "server":
+        return codec
+    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

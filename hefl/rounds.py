@@ -210,7 +210,9 @@ class Run:
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """Participants whose update may still come; while gathering, known clients that are not here."""
+        """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
+        if self.phase in (Phase.DRAINING, Phase.ENDED):
+            return tuple(sorted(self.sessions.keys() - self.fetched))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
         return tuple(n for n in self.announcement.names if n not in self.committed and n in self.sessions)
