@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.options import json_option, partition_option, print_json, terms_options
+from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     help="Stop after N models in a row no better than the best, by averaged validation loss; the same for all clients.",
 )
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
+@keep_option
 @terms_options
 @click.option(
     "--connect-timeout",
@@ -80,6 +81,7 @@ def client(
     force: bool,
     patience: int | None,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
@@ -95,6 +97,7 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
+    from hefl.clientstate import ClientState
     from hefl.engine import load_engine
     from hefl.errors import UsageError
     from hefl.files import locked, private_folder
@@ -109,7 +112,7 @@ def client(
         raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
     for flag, path in (("--save", save), ("--save-best", save_best)):
         if path:
-            _check_target(flag, path, force=force)
+            check_target(flag, path, force=force)
     keys = read_client_folder(folder)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
@@ -130,7 +133,7 @@ def client(
         party = Client(
             keys,
             learner,
-            place,
+            ClientState(place, keep),
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
@@ -141,21 +144,6 @@ def client(
             learner.save(save)
             if as_json:
                 print_json({"event": "saved", "path": str(save)})
-
-
-def _check_target(flag: str, path: Path, *, force: bool) -> None:
-    """Refuse now what could not be written in the end."""
-    from hefl.errors import ExistsError, UsageError
-    from hefl.files import check_writable
-    from hefl.modelfile import check_suffix
-
-    check_suffix(path)
-    if path.exists() and not force:
-        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
-    check_writable(path)
 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:

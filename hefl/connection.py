@@ -28,7 +28,7 @@ log = logging.getLogger("hefl")
 
 READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
-PROBE_S = 5.0
+PROBE_AFTER_S, PROBE_S = 0.2, 5.0
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
 
 T = TypeVar("T")
@@ -220,6 +220,7 @@ class Connection:
     async def _listens(self) -> bool:
         """Whether somebody takes connections; a server that has died closes them all, and takes none."""
         parts = urlsplit(self.url)
+        await asyncio.sleep(PROBE_AFTER_S)
         try:
             async with asyncio.timeout(PROBE_S):
                 _, writer = await asyncio.open_connection(parts.hostname, parts.port or 443)

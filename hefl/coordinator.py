@@ -32,7 +32,7 @@ from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.params import KEEP_AGGREGATES, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
-from hefl.rounds import Phase, Run
+from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
 from hefl.timings import Timings
 from hefl.updates import Summation
@@ -344,13 +344,16 @@ class Coordinator:
         async with self._lock:
             self._check_join(name, join)
             reference = self._journal.reference
-            if reference is None or (self.run.next_round == 0 and not self.run.sessions):
+            if reference and (join.layout, join.values) == (reference.layout, reference.values):
+                pass
+            elif reference is None or (self.run.next_round == 0 and not self.run.sessions):
                 await asyncio.to_thread(self._journal.refer, join)
-            elif join.layout != reference.layout or join.values != reference.values:
+            else:
                 raise OtherLayoutError(
                     f"{name}'s model has another layout than the other clients'", reference.sealed_layout
                 )
-            await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
+            if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
+                await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
             self._hear(name)
         log.info("%s joined with %d examples", name, join.num_examples)
         self._emit({"event": "joined", "client": name, "num_examples": join.num_examples})
@@ -495,12 +498,13 @@ class Coordinator:
     async def fetched(self, name: str) -> None:
         """A client has the last record."""
         async with self._lock:
-            await self._apply(rounds.Fetched(name))
+            if name not in self.run.fetched:
+                await self._apply(rounds.Fetched(name))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
         async with self._lock:
-            if not self.ended:
+            if name in self.run.sessions and not self.ended:
                 await self._apply(rounds.Left(name))
                 log.info("%s left", name)
                 self._emit({"event": "left", "client": name})
@@ -525,4 +529,4 @@ def describe(run: Run) -> str:
         return f"before round {run.next_round} ({run.phase.value})"
     committed, asked = len(run.committed), len(run.announcement.names)
     attempt = f"in round {run.next_round}, attempt {run.attempt}"
-    return f"{attempt}: {committed} of {asked} update{'s' if asked > 1 else ''} are in"
+    return f"{attempt}: {committed} of {asked} updates are in"

@@ -244,7 +244,9 @@ class Run:
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """Participants whose update may still come; while gathering, known clients that are not here."""
+        """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
+        if self.phase in (Phase.DRAINING, Phase.ENDED):
+            return tuple(sorted(self.sessions.keys() - self.fetched))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
         answered = self.committed.keys() | self.enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
 
 
-def train(keys: Federation, folder: Path, *flags: str) -> dict[str, Command]:
-    """Start both clients."""
+def train(keys: Federation, folder: Path, *flags: str, only: str = "") -> dict[str, Command]:
+    """Start both clients, or one."""
     return {
         name: keys.client(
             name, folder / name, "--save", folder / f"{name}.npz", *PATIENT, *flags, EXAMPLES=str(count), STEP=str(step)
         )
         for name, (count, step) in WHO.items()
+        if only in ("", name)
     }
 
 
@@ -113,3 +115,111 @@ def test_a_server_that_is_killed_at_every_write_of_its_journal_in_turn_trains_th
         servers = run_to_the_end(keys, tmp_path, port, always(death), 60)
     assert len(servers) > 20
     assert models(tmp_path) == undisturbed
+
+
+def test_a_client_that_is_killed_at_every_point_of_a_round_rejoins_and_the_model_is_the_same(
+    keys: Federation, undisturbed: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    """The second training is slow: the client dies in it, and then right after its update is in."""
+    flags = ("--save", tmp_path / "alice.npz", *PATIENT)
+    own = {"EXAMPLES": "10", "STEP": "0.1"}
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2")
+        alice = keys.client("alice", tmp_path / "alice", *flags, trainer="trainers:Slow", SLEEP="60", **own)
+        bob = train(keys, tmp_path, only="bob")["bob"]
+        server.until("round 2, attempt 1")
+        server.until("round 2: update of bob is in")
+        alice.child.kill()
+        alice.wait()
+        again = keys.client("alice", tmp_path / "alice", *flags, module="dying_client", DIE="sent 2", **own)
+        assert again.wait() == -signal.SIGKILL, again.error
+        last = keys.client("alice", tmp_path / "alice", *flags, **own)
+        assert [c.wait() for c in (last, bob, server)] == [0, 0, 0], last.error
+    assert models(tmp_path) == undisturbed
+    rounds = {e["round"]: (e["in"], e["missed"]) for e in server.events if e["event"] == "round"}
+    assert rounds[2] == (["alice", "bob"], [])
+    assert all(e["attempt"] == 1 for e in server.events if e["event"] == "announced" and e["round"] == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "number"), [("join", 0), *((p, n) for p in ("encrypted", "sent", "accepted") for n in range(4))]
+)
+def test_a_client_that_is_killed_at_any_step_of_any_round_rejoins_and_the_model_is_the_same(
+    keys: Federation, undisturbed: Mapping[str, bytes], tmp_path: Path, point: str, number: int
+) -> None:
+    flags = ("--save", tmp_path / "alice.npz", *PATIENT)
+    own = {"EXAMPLES": "10", "STEP": "0.1"}
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2")
+        alice = keys.client("alice", tmp_path / "alice", *flags, module="dying_client", DIE=f"{point} {number}", **own)
+        bob = train(keys, tmp_path, only="bob")["bob"]
+        assert alice.wait() == -signal.SIGKILL, alice.error
+        last = keys.client("alice", tmp_path / "alice", *flags, "--force", **own)
+        assert [c.wait() for c in (last, bob, server)] == [0, 0, 0], last.error
+    assert models(tmp_path) == undisturbed
+
+
+def test_a_restart_past_the_deadline_opens_a_new_attempt(keys: Federation, tmp_path: Path, port: int) -> None:
+    flags = ("--rounds", "2", "--round-timeout", "4")
+    keys.url = f"https://127.0.0.1:{port}"
+    with keys:
+        first = keys.start_server(tmp_path / "server", *flags, port=port, module="dying", DIE="after Committed 2")
+        clients = train(keys, tmp_path)
+        assert first.wait() == -signal.SIGKILL
+        status = keys.run("status", tmp_path / "server", "--json")
+        assert status.wait() == 0
+        (before,) = status.events
+        assert (before["state"], before["round"], len(before["in"]), len(before["awaited"])) == ("collecting", 1, 1, 1)
+        time.sleep(max(0.0, before["deadline_s"]) + 0.2)
+        second = keys.start_server(tmp_path / "server", *flags, port=port)
+        assert [c.wait() for c in (*clients.values(), second)] == [0, 0, 0], second.error
+    assert "in round 1, attempt 1: 1 of 2 updates are in" in second.error
+    assert "its deadline passed while the server was away" in second.error
+    opened = [(e["round"], e["attempt"]) for e in second.events if e["event"] == "announced"]
+    assert opened[0] == (1, 2)
+
+
+def test_sigterm_leaves_a_run_that_goes_on(
+    keys: Federation, undisturbed: Mapping[str, bytes], tmp_path: Path, port: int
+) -> None:
+    keys.url = f"https://127.0.0.1:{port}"
+    with keys:
+        first = keys.start_server(tmp_path / "server", "--rounds", "2", port=port)
+        clients = train(keys, tmp_path)
+        first.until("round 1: update of")
+        first.child.send_signal(signal.SIGTERM)
+        assert first.wait() == 0
+        second = keys.start_server(tmp_path / "server", "--rounds", "2", port=port)
+        assert [c.wait() for c in (*clients.values(), second)] == [0, 0, 0], second.error
+    assert models(tmp_path) == undisturbed
+
+
+def test_a_run_is_refused_where_a_file_that_its_journal_names_is_damaged_or_gone(
+    keys: Federation, tmp_path: Path, port: int
+) -> None:
+    keys.url = f"https://127.0.0.1:{port}"
+    with keys:
+        first = keys.start_server(
+            tmp_path / "server", "--rounds", "2", port=port, module="dying", DIE="after Committed 2"
+        )
+        train(keys, tmp_path)
+        assert first.wait() == -signal.SIGKILL
+        (update,) = (tmp_path / "server/updates").iterdir()
+        (aggregate,) = (tmp_path / "server/aggregates").iterdir()
+        (tmp_path / "server/updates" / ("00" * 32)).write_bytes(b"nobody's")
+        for path in (update, aggregate):
+            data = path.read_bytes()
+            for damaged in (data[:-1], data[:500] + bytes([data[500] ^ 1]) + data[501:], None):
+                path.unlink()
+                if damaged is not None:
+                    path.write_bytes(damaged)
+                again = keys.start_server(tmp_path / "server", "--rounds", "2", port=port)
+                assert again.wait() == 1
+                assert path.name in again.error
+                assert "damaged" in again.error or "cannot be read" in again.error
+                path.write_bytes(data)
+        assert [path.name for path in (tmp_path / "server/updates").iterdir()] == [update.name]
+        other = keys.start_server(tmp_path / "server", "--rounds", "2", "--precision", "16", port=port)
+        assert other.wait() == 3
+        assert "a run with precision 24, and not 16" in other.error
