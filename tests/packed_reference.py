@@ -5,6 +5,7 @@ What is random is given. Written from the documents, so that the two check each 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -42,17 +43,17 @@ def derive(key: bytes, salt: bytes, info: str) -> bytes:
     return HKDF(hashes.SHA256(), 32, salt, info.encode()).derive(key)
 
 
-def words(key: bytes, number: int, count: int) -> list[int]:
+def words(key: bytes, number: int, count: int) -> Iterator[int]:
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
     data = encryptor.update(bytes(4 * count))
-    return [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(count)]
+    return (int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(count))
 
 
-def draw(stream: list[int], count: int, bits: int, q: int) -> list[int]:
+def draw(stream: Iterator[int], count: int, bits: int, q: int) -> list[int]:
     """Take from the stream's front."""
     out: list[int] = []
     while len(out) < count:
-        v = stream.pop(0) & ((1 << bits) - 1)
+        v = next(stream) & ((1 << bits) - 1)
         if v < q:
             out.append(v)
     return out
@@ -60,7 +61,7 @@ def draw(stream: list[int], count: int, bits: int, q: int) -> list[int]:
 
 def binomial(key: bytes, number: int, count: int) -> list[int]:
     stream, low = words(key, number, 2 * count), (1 << 21) - 1
-    return [(stream[2 * i] & low).bit_count() - (stream[2 * i + 1] & low).bit_count() for i in range(count)]
+    return [(next(stream) & low).bit_count() - (next(stream) & low).bit_count() for _ in range(count)]
 
 
 def ntt(x: list[int], omega: int, q: int) -> list[int]:
@@ -76,6 +77,7 @@ def ntt(x: list[int], omega: int, q: int) -> list[int]:
     return out
 
 
+@functools.cache
 def smallest_root(degree: int, q: int) -> int:
     root = next(r for x in range(2, q) if pow(r := pow(x, (q - 1) // (2 * degree), q), degree, q) == q - 1)
     best, odd = root, root
@@ -99,10 +101,12 @@ def product(a: list[int], s: list[int], q: int) -> list[int]:
 
 
 def packed(values: Sequence[int], bits: int) -> int:
-    number = 0
-    for value in reversed(values):
-        number = number << bits | value
-    return number
+    """Eight values at a time, which are whole bytes."""
+    data = bytearray()
+    for at in range(0, len(values), 8):
+        eight = sum(value << (bits * i) for i, value in enumerate(values[at : at + 8]))
+        data += eight.to_bytes(bits, "little")
+    return int.from_bytes(data, "little")
 
 
 def masks(ctx: bytes, block: int, secret: list[int], moduli: Sequence[int], bits: int) -> list[list[int]]:
@@ -184,6 +188,7 @@ def is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
 
 
+@functools.cache
 def primes(degree: int) -> list[int]:
     """All of a ring's, ascending."""
     bits, count = RINGS[degree]
@@ -237,8 +242,11 @@ def plan(values: int, precision: int, total_weight: int) -> Plan:
 
 
 def unpacked(data: bytes, bits: int) -> list[int]:
-    number = int.from_bytes(data, "little")
-    return [number >> (bits * i) & ((1 << bits) - 1) for i in range(8 * len(data) // bits)]
+    out: list[int] = []
+    for at in range(0, len(data), bits):
+        eight = int.from_bytes(data[at : at + bits], "little")
+        out += [eight >> (bits * i) & ((1 << bits) - 1) for i in range(8)]
+    return out[: 8 * len(data) // bits]
 
 
 def add_up(parts: Sequence[tuple[int, bytes]], bits: int, moduli: Sequence[int]) -> bytes:

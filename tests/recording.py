@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from federation import Federation
 from trainers import Drift
@@ -32,7 +33,8 @@ class Recorded:
         records: JSON values by round, as the server shows them.
         aggregates: Frames by round.
         sealed_layout: As clients pass it on.
-        models: The client's global model after each round.
+        models: The client's global model after each round, as it saves it.
+        metrics: What it reports with each round.
         stored: Aggregates that the server still has on disk when the run has ended, by file name.
     """
 
@@ -44,7 +46,7 @@ class Recorded:
     stored: dict[str, bytes] = field(default_factory=dict)
 
 
-class Kind(Drift):
+class Mixed(Drift):
     """A trainer of the tests with a size, a weight and a step of its own, and a buffer beside what is trained."""
 
     kinds = ("parameter", "buffer", "integer")
@@ -89,7 +91,7 @@ def record_run(
 
         async def download(self, path: str, target: Path, limit_bytes: int) -> int:
             size = await super().download(path, target, limit_bytes)
-            recorded.aggregates[int(path.split("/")[3])] = target.read_bytes()
+            recorded.aggregates[int(path.split("/")[3])] = await asyncio.to_thread(target.read_bytes)
             return size
 
     first = next(iter(who))
@@ -98,11 +100,13 @@ def record_run(
 
     def client(name: str) -> Client:
         party = read_client_folder(keys.folder / "clients" / name)
-        learner = Learner(name, Kind(*who[name], width), party.secret, engine)
+        learner = Learner(name, Mixed(*who[name], width), party.secret, engine)
 
         def note(report: Any) -> None:
-            if name == first and learner.model:
-                recorded.models[report.round] = learner.model.arrays
+            if name == first:
+                learner.save(folder / f"{report.round}.npz")
+                with np.load(folder / f"{report.round}.npz", allow_pickle=False) as saved:
+                    recorded.models[report.round] = [saved[name] for name in saved.files]
                 recorded.metrics[report.round] = report.metrics
 
         return Client(party, learner, private_folder(folder / name), url=keys.url, on_round=note)
