@@ -21,8 +21,13 @@ from federation import HERE, Federation
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recorded, record_run
-from verifier import Key, RefusedError, Round, check_history, read_frame, read_key, read_record
-from verifier_model import Decoder, Model, unseal
+from verifier import Key, Opened, RefusedError, Round, check_history, read_frame, read_key, read_record
+from verifier_model import Decoder, Layout, Model, Tensor, unseal
+
+from hefl.codec import Sum
+from hefl.fixedpoint import FixedPointCodec
+from hefl.layout import Layout as HeflLayout
+from hefl.layout import Tensor as HeflTensor
 
 WHO = {"alice": (10, 0.1), "bob": (25, -0.2), "carol": (7, 0.35)}
 VECTORS = json.loads((HERE / "vectors/frames.json").read_text())
@@ -94,6 +99,44 @@ def test_the_published_aggregates_open_to_the_published_sums(entry: dict[str, An
     opened = Round(published, entry["record"], (HERE / f"vectors/{entry['what']}.aggregate").read_bytes()).open()
     assert opened.weight == entry["total_weight"]
     assert list(opened.sums) == [entry["sum"][i % len(entry["sum"])] for i in range(len(opened.sums))]
+
+
+@st.composite
+def trained(draw: st.DrawFn) -> tuple[HeflLayout, int, list[int], list[tuple[int, list[np.ndarray[Any, Any]], float]]]:
+    """A layout, a precision, exponents, and what some clients encode: weight, arrays, a metric."""
+    types = [("parameter", t) for t in ("float16", "float32", "float64")]
+    types += [("buffer", t) for t in ("float32", "float64")] + [("integer", t) for t in ("int64", "int32", "uint8")]
+    kinds = draw(st.lists(st.sampled_from(types), min_size=1, max_size=4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    tensors = [HeflTensor(str(i), dtype, (5,), kind) for i, (kind, dtype) in enumerate(kinds)]  # type: ignore[arg-type]
+    least = {"parameter": 0, "buffer": 10, "integer": 32}
+    exponents = [least[t.kind] + (0 if t.kind == "integer" else draw(st.integers(0, 4))) for t in tensors]
+    clients = []
+    for weight in draw(st.lists(st.integers(1, 2**14), min_size=2, max_size=4)):
+        sizes = [2.0 ** (e + draw(st.integers(-9, 2))) if e < 32 else 90.0 for e in exponents]
+        arrays = [
+            (rng.uniform(-1, 1, 5) * size * (t.dtype != "uint8")).astype(t.dtype)
+            for t, size in zip(tensors, sizes, strict=True)
+        ]
+        clients.append((weight, arrays, draw(st.sampled_from([0.1, -3.7, 63.9, 500.0, float("nan")]))))
+    return HeflLayout(tuple(tensors), ("loss",)), draw(st.integers(8, 40)), exponents, clients
+
+
+@given(trained())
+def test_sums_decode_to_the_same_model_metrics_and_exponents_as_in_a_client(
+    case: tuple[HeflLayout, int, list[int], list[tuple[int, list[np.ndarray[Any, Any]], float]]],
+) -> None:
+    layout, precision, exponents, clients = case
+    codec = FixedPointCodec(layout, precision)
+    total = sum(weight for weight, _, _ in clients)
+    sums = sum(w * codec.encode_model(arrays, {"loss": loss}, tuple(exponents)) for w, arrays, loss in clients)
+    arrays, metrics, following = codec.decode_model(Sum(np.asarray(sums), total), None)
+    decoder = Decoder(Layout([Tensor(t.name, t.dtype, t.shape, t.kind) for t in layout.tensors], ["loss"]), precision)
+    opened = Opened({"weighting": "server"}, [int(s) for s in np.asarray(sums)], total, len(clients))
+    model = decoder.training(opened)
+    assert (list(model.following), model.metrics) == (list(following), metrics)
+    for tensor, values, array in zip(layout.tensors, model.arrays, arrays, strict=True):
+        assert np.array(values, tensor.dtype).tobytes() == array.tobytes()
 
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.floats(1e-7, 1e-3) | st.floats(1e14, 1e18))
