@@ -71,6 +71,13 @@ SECRET_FIELDS = {
 }
 
 
+def from_base64(text: str) -> bytes:
+    require("key-file", len(text) % 4 == 0, "base64 without its padding")
+    data = base64.b64decode(text)
+    require("key-file", base64.b64encode(data).decode() == text, "base64 that is written in another way")
+    return data
+
+
 def read_key(data: bytes) -> Key:
     require("key-file", data.isascii() and data.endswith(b"\n"), "not ASCII, or its last line does not end")
     first, *lines = data.decode()[:-1].split("\n")
@@ -80,7 +87,7 @@ def read_key(data: bytes) -> Key:
     fields = {pair[0]: pair[-1] for pair in pairs}
     for name, form in SECRET_FIELDS.items():
         require("key-file", re.fullmatch(form, fields[name]) is not None, f"{name} is not in form")
-    group_key, ckks = base64.b64decode(fields["group-key"]), base64.b64decode(fields["ckks"])
+    group_key, ckks = from_base64(fields["group-key"]), from_base64(fields["ckks"])
     require("key-file", len(group_key) == 32, "the group key has not 32 bytes")
     prints = (
         hashlib.sha256(b"hefl/v1/fingerprint" + ckks).hexdigest(),
@@ -331,6 +338,7 @@ class Round:
         self.plan = reference.plan(self.announcement["values"], self.precision, sum(self.weights.values()))
         self.moduli = reference.primes(self.plan.degree)[: self.plan.limbs]
         self.blocks: list[list[list[int]]] = []
+        self.authentic = False
 
     def checks(self) -> Iterator[str]:
         """All that is checked before a secret is touched; tells what has passed."""
@@ -388,6 +396,7 @@ class Round:
 
     def _residues(self) -> None:
         bits, n = self.plan.bits, self.plan.degree
+        self.blocks.clear()
         for data in self.frame.blocks:
             require("residues", len(data) == self.plan.block_bytes, f"a block of {len(data)} bytes")
             flat = reference.unpacked(data, bits)
@@ -411,9 +420,11 @@ class Round:
         require(
             "tag", hmac.compare_digest(tag, self.frame.tag), "it is not the announced sum of these members' updates"
         )
+        self.authentic = True
 
     def decrypt(self) -> Opened:
         """The sums of an aggregate that has passed ``checks``."""
+        require("tag", self.authentic, "it was not checked yet")
         n, weight = self.plan.degree, sum(self.weights[name] for name, _, _ in self.frame.members)
         secret = [0] * n
         for name, seed, _ in self.frame.members:
@@ -457,8 +468,10 @@ def report(given: argparse.Namespace) -> Iterator[str]:
     yield "ok       key-file"
     record = read_record(parse(given.record.read_bytes()))
     yield "ok       record"
-    earlier = [read_record(r) for r in parse(given.earlier.read_bytes())] if given.earlier else []
-    if earlier or record["announcement"]["round"] == 0:
+    listed = parse(given.earlier.read_bytes()) if given.earlier else []
+    require("record", isinstance(listed, list), "--earlier takes a list of records")
+    earlier = [read_record(value) for value in listed]
+    if given.earlier or record["announcement"]["round"] == 0:
         check_history([*earlier, record], key, record["announcement"]["run"])
         yield f"ok       head, from the run's beginning through {len(earlier)} earlier records"
     else:
@@ -484,6 +497,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RefusedError as error:
         sys.stdout.write(f"FAILED   {error}\n")
         return 1
+    except OSError as error:
+        parser.error(str(error))
     return 0
 
 
