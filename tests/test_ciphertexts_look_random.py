@@ -24,7 +24,7 @@ import pytest
 from helpers import announcement, summed, update
 from numpy.typing import NDArray
 from packed_support import new_secret, public_of
-from verifier import Frame, read_frame
+from verifier_input import Frame, read_frame
 
 from hefl.ckks.packed import PackedEngine
 from hefl.engine import Engine

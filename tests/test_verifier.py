@@ -16,12 +16,22 @@ import msgspec
 import numpy as np
 import packed_reference as reference
 import pytest
-import verifier
 from federation import HERE, Federation
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recorded, record_run
-from verifier import Key, Opened, RefusedError, Round, check_history, read_frame, read_key, read_record
+from verifier import Opened, Round
+from verifier_input import (
+    Key,
+    RefusedError,
+    canonical,
+    check_history,
+    ctx_of,
+    parse,
+    read_frame,
+    read_key,
+    read_record,
+)
 from verifier_model import Decoder, Layout, Model, Tensor, unseal
 
 from hefl.codec import Sum
@@ -142,7 +152,7 @@ def test_sums_decode_to_the_same_model_metrics_and_exponents_as_in_a_client(
 
 @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.floats(1e-7, 1e-3) | st.floats(1e14, 1e18))
 def test_numbers_are_hashed_in_the_form_that_the_page_names(value: float) -> None:
-    assert verifier.number(value).encode() == msgspec.json.encode(value)
+    assert canonical(value) == msgspec.json.encode(value)
 
 
 def test_the_verifier_loads_nothing_of_hefls_and_no_numerical_library() -> None:
@@ -180,7 +190,7 @@ class Lie:
 
     def sign(self) -> None:
         """Tag it anew, as only one who has the group key can."""
-        n, bits, ctx = self.plan.degree, self.plan.bits, verifier.ctx_of(self.announcement)
+        n, bits, ctx = self.plan.degree, self.plan.bits, ctx_of(self.announcement)
         limbs = [[flat[j * n : (j + 1) * n] for j in range(len(self.moduli))] for flat in self.blocks]
         tag = reference.hashed(self.key.group_key, ctx, limbs, self.moduli, bits)
         for name, seed, _ in self.frame["members"]:
@@ -238,14 +248,14 @@ def swap_announced_weights(lie: Lie) -> None:
     swap_weights(lie)
     people = lie.announcement["participants"]
     people[0]["num_examples"], people[1]["num_examples"] = people[1]["num_examples"], people[0]["num_examples"]
-    lie.frame["ctx"] = verifier.ctx_of(lie.announcement)
+    lie.frame["ctx"] = ctx_of(lie.announcement)
 
 
 def announce(field: str, value: Any, *, bind: bool = False) -> Callable[[Lie], None]:
     def tell(lie: Lie) -> None:
         lie.announcement[field] = value
         if bind:
-            lie.frame["ctx"] = verifier.ctx_of(lie.announcement)
+            lie.frame["ctx"] = ctx_of(lie.announcement)
 
     return tell
 
@@ -466,7 +476,7 @@ def test_a_record_out_of_form_is_refused(what: str, run: Recorded) -> None:
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', "{", '{"a": 1} 2'])
 def test_json_out_of_form_is_refused(text: str) -> None:
     with pytest.raises(RefusedError, match=r"^record"):
-        verifier.parse(text.encode())
+        parse(text.encode())
 
 
 def test_a_damaged_key_file_is_refused(secret_file: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import packed_reference as reference
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from verifier import Key, Opened, require
+from verifier import Opened
+from verifier_input import Key, require
 
 KINDS = {"parameter": (None, 0), "buffer": (40, 10), "integer": (33, 32)}
 """Bits, None being the precision, and the least exponent."""
