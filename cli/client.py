@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 
 if TYPE_CHECKING:
     from hefl.client import RoundReport
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds to try again where nobody answers.",
 )
+@passphrase_file_option
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
@@ -53,6 +55,7 @@ def client(
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
+    passphrase_file: Path | None,
     trace: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
@@ -78,7 +81,8 @@ def client(
         raise UsageError(f"the folder of --save {save} does not exist")
     if save:
         check_writable(save)
-    keys = read_client_folder(folder)
+    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
+    announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")
