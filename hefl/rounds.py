@@ -50,6 +50,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """These clients may join from now on; whoever else is here has left."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announced:
     """An attempt is open."""
 
@@ -101,18 +108,20 @@ class Ended:
     """The server may go."""
 
 
-Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
+Event = Joined | Left | Known | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
 
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
         Joined: Phase.GATHERING,
         Left: Phase.GATHERING,
+        Known: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
     },
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
         Left: Phase.COLLECTING,
+        Known: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
@@ -120,12 +129,14 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
+        Known: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
     },
     Phase.DRAINING: {
         Joined: Phase.DRAINING,
         Left: Phase.DRAINING,
+        Known: Phase.DRAINING,
         Fetched: Phase.DRAINING,
         Ended: Phase.ENDED,
     },
@@ -227,6 +238,8 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, sessions={**run.sessions, name: Session(num_examples, join_nonce)})
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
+        case Known(names):
+            return replace(run, known=names, sessions={n: s for n, s in run.sessions.items() if n in names})
         case Announced(announcement):
             return replace(run, announcement=announcement, attempt=announcement.attempt, committed={})
         case Committed():

@@ -6,21 +6,27 @@ import json
 import os
 import pty
 import shutil
+import signal
+import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
 from federation import Command
 
-from hefl.ckks.context import Identity, SecretContext
+from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.errors import ExistsError, HeflError, KeyFileError, StateError, UsageError
 from hefl.files import locked
 from hefl.keys import authority, party, tls
 from hefl.keys.authority import Change
+from hefl.keys.keyfile import ClientNames
 from hefl.keys.passphrase import Passphrase
 
 WORDS = "correct horse"
@@ -106,12 +112,12 @@ def test_revoking_removes_the_client_rotates_and_remembers_the_name(fed: Path) -
     authority.change(fed, Change(rotate=True))
     assert whole(fed).names.revoked == ("bob",)
     authority.change(fed, Change(add=("bob",)))
-    assert whole(fed).names == party.ClientNames(("alice", "bob"), ())
+    assert whole(fed).names == ClientNames(("alice", "bob"), ())
 
 
 def test_clients_can_come_and_go_at_once(fed: Path) -> None:
     authority.change(fed, Change(add=("carol", "dave"), revoke=("alice", "bob")))
-    assert whole(fed).names == party.ClientNames(("carol", "dave"), ("alice", "bob"))
+    assert whole(fed).names == ClientNames(("carol", "dave"), ("alice", "bob"))
 
 
 def test_renewal_gives_all_new_certificates_and_leaves_the_keys(fed: Path) -> None:
@@ -121,7 +127,7 @@ def test_renewal_gives_all_new_certificates_and_leaves_the_keys(fed: Path) -> No
     assert (new.identity, new.secret) == (old.identity, old.secret)
     assert new.urls == ("https://fl.example.org:9",)
     for folder, stem in (("server", "server"), ("clients/alice", "client"), ("clients/carol", "client")):
-        certificate = tls.x509.load_pem_x509_certificate((fed / folder / f"{stem}.crt").read_bytes())
+        certificate = x509.load_pem_x509_certificate((fed / folder / f"{stem}.crt").read_bytes())
         left = certificate.not_valid_after_utc - datetime.now(UTC)
         assert timedelta(days=199) < left <= timedelta(days=200)  # the root would have ended after 100
 
@@ -131,8 +137,8 @@ def test_a_shorter_renewal_keeps_the_root_and_no_certificate_outlives_it(fed: Pa
     authority.change(fed, Change(renew=True, days=50))
     assert (fed / "authority/ca.crt").read_bytes() == before
     authority.change(fed, Change(add=("carol",), days=1000))
-    root = tls.x509.load_pem_x509_certificate(before)
-    added = tls.x509.load_pem_x509_certificate((fed / "clients/carol/client.crt").read_bytes())
+    root = x509.load_pem_x509_certificate(before)
+    added = x509.load_pem_x509_certificate((fed / "clients/carol/client.crt").read_bytes())
     assert added.not_valid_after_utc == root.not_valid_after_utc
 
 
@@ -217,6 +223,8 @@ def die_at(step: int, work: Callable[[], object]) -> bool:
     """Do the work in a process that dies, without a word, at its ``step``-th change of the disk; whether it did."""
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
         left = step
 
         def mortal(call: Callable[..., object]) -> Callable[..., object]:
@@ -244,12 +252,13 @@ def die_at(step: int, work: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize(
     "wanted",
-    [Change(add=("carol",)), Change(revoke=("bob",), add=("carol",)), Change(renew=True, days=200)],
-    ids=["add", "revoke", "renew"],
+    [Change(add=("carol",)), Change(revoke=("bob",), add=("carol",))],
+    ids=["add", "revoke"],
 )
 def test_a_keygen_that_dies_leaves_the_old_keys_or_the_new_ones_after_the_next(
     original: authority.Federation,
     secret: SecretContext,
+    public: PublicContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wanted: Change,
@@ -257,7 +266,13 @@ def test_a_keygen_that_dies_leaves_the_old_keys_or_the_new_ones_after_the_next(
     def ready(identity: Identity) -> SecretContext:
         return SecretContext(identity, secret.ckks, secret.rings, secret.group_key)
 
-    monkeypatch.setattr(authority, "generate_secret", ready)  # which takes half a second, and no file
+    def stripped(self: SecretContext) -> PublicContext:
+        return PublicContext(self.identity, public.ckks, self.rings, self.fingerprints)
+
+    # SEAL keeps threads, which a forked process does not have; it writes no file.
+    monkeypatch.setattr(authority, "generate_secret", ready)
+    monkeypatch.setattr(SecretContext, "public", stripped)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # counted, and slow: no power fails here
     before, seen, step = contents(original.folder), set(), 0
     old, fed = whole(original.folder), tmp_path / "fed"
     while True:
@@ -324,20 +339,17 @@ def test_a_rotation_can_give_a_federation_its_passphrase_and_nothing_else_can(fe
 def test_no_private_key_reaches_the_disk_in_the_clear_on_its_way_into_tls(
     sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tempfile
-
-    from hefl.keys import credentials
-
     written: list[bytes] = []
-    real = tempfile.NamedTemporaryFile
+    load = ssl.SSLContext.load_cert_chain
 
-    def spied(*arguments: object, **named: object) -> object:
-        file = real(*arguments, dir=tmp_path, **named)  # type: ignore[call-overload]
-        write = file.write
-        file.write = lambda data: (written.append(data), write(data))
-        return file
+    class Spied(ssl.SSLContext):
+        def load_cert_chain(self, certfile: Any, *arguments: Any, **named: Any) -> None:
+            assert Path(certfile).stat().st_mode & 0o777 == 0o600
+            written.append(Path(certfile).read_bytes())
+            load(self, certfile, *arguments, **named)
 
-    monkeypatch.setattr(credentials.tempfile, "NamedTemporaryFile", spied)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ssl, "SSLContext", Spied)
     folder = party.read_server_folder(sealed / "server", Passphrase(lambda: WORDS))
     folder.credentials.server_context()
     assert len(written) == 1
@@ -354,8 +366,7 @@ def on_terminal(*arguments: str | Path, answers: list[str]) -> tuple[int, str]:
         stdin=its,
         stdout=its,
         stderr=its,
-        start_new_session=True,
-        preexec_fn=lambda: os.login_tty(its) and None,
+        preexec_fn=lambda: os.login_tty(its),
     )
     os.close(its)
     shown = b""
@@ -395,10 +406,12 @@ def test_sealed_keys_train_with_a_passphrase_file_and_are_refused_without(sealed
     for file, text in ((words, WORDS), (wrong, "wrong")):
         file.touch(0o600)
         file.write_text(text + "\n")
-    commands = []
+    commands: list[Command] = []
+    arguments: tuple[str | Path, ...]
+    more: tuple[str | Path, ...]
     try:
-        for arguments in (["serve", fed / "server"], ["client", fed / "clients/alice", "--trainer", "trainers:Drift"]):
-            for more, text in (([], "no terminal"), (["--passphrase-file", wrong], "the passphrase does not open")):
+        for arguments in (("serve", fed / "server"), ("client", fed / "clients/alice", "--trainer", "trainers:Drift")):
+            for more, text in (((), "no terminal"), (("--passphrase-file", wrong), "the passphrase does not open")):
                 refused = Command(*arguments, *more)
                 commands.append(refused)
                 assert refused.wait() == 3

@@ -30,6 +30,7 @@ from hefl.rounds import (
     Finish,
     Finished,
     Joined,
+    Known,
     Left,
     Phase,
     Published,
@@ -42,7 +43,7 @@ from hefl.rounds import (
 
 KNOWN = ("alice", "bob", "carol")
 NONCE = {name: f"{i:032x}" for i, name in enumerate(KNOWN, 1)}
-EVENT_TYPES = (Joined, Left, Announced, Committed, Closed, Abandoned, Published, Finished, Fetched, Ended)
+EVENT_TYPES = (Joined, Left, Known, Announced, Committed, Closed, Abandoned, Published, Finished, Fetched, Ended)
 
 
 def clock(**changes: Any) -> Clock:
@@ -100,6 +101,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
     events: tuple[Event, ...] = (
         Joined("alice", 5, "ff" * 16),
         Left("alice"),
+        Known(("alice", "bob", "dave")),
         Announced(of),
         Committed("alice", digest("alice"), 10),
         Closed(),
@@ -117,19 +119,23 @@ def event_for(cls: type[Event], run: Run) -> Event:
 ALLOWED = {
     ("GATHERING", "Joined", "GATHERING"),
     ("GATHERING", "Left", "GATHERING"),
+    ("GATHERING", "Known", "GATHERING"),
     ("GATHERING", "Announced", "COLLECTING"),
     ("GATHERING", "Finished", "DRAINING"),
     ("COLLECTING", "Joined", "COLLECTING"),
     ("COLLECTING", "Left", "COLLECTING"),
+    ("COLLECTING", "Known", "COLLECTING"),
     ("COLLECTING", "Committed", "COLLECTING"),
     ("COLLECTING", "Closed", "SUMMING"),
     ("COLLECTING", "Abandoned", "GATHERING"),
     ("SUMMING", "Joined", "SUMMING"),
     ("SUMMING", "Left", "SUMMING"),
+    ("SUMMING", "Known", "SUMMING"),
     ("SUMMING", "Published", "GATHERING"),
     ("SUMMING", "Abandoned", "GATHERING"),
     ("DRAINING", "Joined", "DRAINING"),
     ("DRAINING", "Left", "DRAINING"),
+    ("DRAINING", "Known", "DRAINING"),
     ("DRAINING", "Fetched", "DRAINING"),
     ("DRAINING", "Ended", "ENDED"),
 }
@@ -484,3 +490,20 @@ def test_a_record_of_someone_who_committed_nothing_is_refused() -> None:
     assert run.announcement
     with pytest.raises(ConflictError, match="not of the closed attempt"):
         advance(run, Published(record(run.announcement, ["alice", "carol"])))
+
+
+# --- who may join -----------------------------------------------------------------------------------------------------
+
+
+def test_who_is_taken_off_the_list_has_left_and_whoever_is_new_is_awaited() -> None:
+    run = advance(gathering(next_round=1), Known(("alice", "bob", "dave")))
+    assert set(run.sessions) == {"alice", "bob"}
+    assert run.awaited == ("dave",)
+
+
+def test_a_participant_taken_off_the_list_is_not_waited_for_and_what_it_sent_stays() -> None:
+    run = advance(collecting(["alice", "carol"]), Known(("alice", "bob")))
+    assert run.awaited == ("bob",)
+    assert set(run.committed) == {"alice", "carol"}
+    without = advance(collecting(["alice", "bob"]), Known(("alice", "bob")))
+    assert isinstance(decide(without, clock()), Close)
