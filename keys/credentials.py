@@ -22,7 +22,7 @@ from hefl.files import read_private
 from hefl.keys.fields import AGAIN, check_same, parse
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import is_sealed, unseal
-from hefl.keys.tls import Holder, Stem, holder_of, holder_of_der, key_to_pem, to_pem
+from hefl.keys.tls import Holder, Stem, from_der, holder_of, key_to_pem, to_pem
 from hefl.params import EXPIRY_NOTICE_DAYS
 
 log = logging.getLogger("hefl")
@@ -119,7 +119,7 @@ def check_server(der: bytes | None, mine: Identity) -> None:
         ssl.SSLCertVerificationError: As OpenSSL would.
     """
     try:
-        holder = holder_of_der(der or b"", "the server's certificate")
+        holder = holder_of(from_der(der or b"", "the server's certificate"), "the server's certificate")
     except CertificateError as error:
         raise ssl.SSLCertVerificationError(error.message) from error
     if holder.is_client or holder.name != "server" or holder.identity.federation != mine.federation:
@@ -235,9 +235,9 @@ def server_fault(url: str, der: bytes, credentials: Credentials) -> KeysError:
     """Say what is wrong with the certificate that a server showed, which TLS has refused."""
     mine, where = credentials.holder.identity, f"the certificate of {url}"
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = from_der(der, where)
         holder = holder_of(certificate, where)
-    except (ValueError, CertificateError):
+    except CertificateError:
         return CertificateError(
             f"{where} is not one of a hefl federation, and this client is of {mine}", hint="is it the right server?"
         )

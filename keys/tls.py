@@ -130,10 +130,10 @@ def holder_of(certificate: x509.Certificate, where: Path | str) -> Holder:
     return Holder(Identity(federation, int(generation)), client or role, is_client=client is not None)
 
 
-def holder_of_der(der: bytes, where: str) -> Holder:
-    """holder_of, from a certificate as TLS hands it over."""
+def from_der(der: bytes, where: str) -> x509.Certificate:
+    """A certificate as TLS hands it over. Raises CertificateError where it does not parse."""
     try:
-        return holder_of(x509.load_der_x509_certificate(der), where)
+        return x509.load_der_x509_certificate(der)
     except ValueError as error:
         raise CertificateError(f"{where} does not parse as a certificate") from error
 
