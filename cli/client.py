@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
-@click.option("--data", metavar="NAME:PART", help="An example's data: iris:alice, iris:bob, iris:2/3.")
+@click.option("--data", metavar="NAME[:PART]", help="An example's data: iris:alice, iris:bob, digits:2/5.")
+@partition_option
 @click.option("--trainer", metavar="MODULE:FACTORY", help="Your own model, such as a Flower NumPyClient.")
 @click.option("--server", "url", metavar="URL", help="Where the server is.  [default: as the folder says]")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
-@click.option("--data-seed", default=42, show_default=True, help="For the split of --data.")
+@click.option(
+    "--data-seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=42,
+    show_default=True,
+    help="For the split of --data; the same for every client.",
+)
 @click.option("--num-examples", type=int, metavar="N", help="Sample weight, where the trainer does not state it.")
 @click.option(
     "--init",
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
     help="Stop after N models in a row no better than the best, by averaged validation loss; the same for all clients.",
 )
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
+@keep_option
 @terms_options
 @click.option(
     "--connect-timeout",
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
 def client(
     folder: Path,
     data: str | None,
+    partition: str,
     trainer: str | None,
     url: str | None,
     seed: int,
@@ -72,6 +81,7 @@ def client(
     force: bool,
     patience: int | None,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
@@ -87,6 +97,7 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
+    from hefl.clientstate import ClientState
     from hefl.engine import load_engine
     from hefl.errors import UsageError
     from hefl.files import locked, private_folder
@@ -95,11 +106,13 @@ def client(
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
+    if trainer is not None and partition != "iid":
+        raise UsageError("--partition shares an example's data, and --trainer brings its own")
     if save and save_best and save.absolute() == save_best.absolute():
         raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
     for flag, path in (("--save", save), ("--save-best", save_best)):
         if path:
-            _check_target(flag, path, force=force)
+            check_target(flag, path, force=force)
     keys = read_client_folder(folder)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
@@ -107,7 +120,7 @@ def client(
     with locked(place, "client"):
         learner = Learner(
             keys.name,
-            _trainer(data, trainer, seed, data_seed),
+            _trainer(data, partition, trainer, seed, data_seed, keys.name),
             keys.secret,
             cipher,
             seed=seed,
@@ -120,7 +133,7 @@ def client(
         party = Client(
             keys,
             learner,
-            place,
+            ClientState(place, keep),
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
@@ -133,29 +146,14 @@ def client(
                 print_json({"event": "saved", "path": str(save)})
 
 
-def _check_target(flag: str, path: Path, *, force: bool) -> None:
-    """Refuse now what could not be written in the end."""
-    from hefl.errors import ExistsError, UsageError
-    from hefl.files import check_writable
-    from hefl.modelfile import check_suffix
-
-    check_suffix(path)
-    if path.exists() and not force:
-        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
-    check_writable(path)
-
-
-def _trainer(data: str | None, trainer: str | None, seed: int, data_seed: int) -> Trainer:
+def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:
     if trainer is not None:
         from hefl.trainer import load_trainer
 
         return load_trainer(trainer)
     from hefl.examples import load_example
 
-    return load_example(data or "", seed=seed, data_seed=data_seed)
+    return load_example(data or "", seed=seed, data_seed=data_seed, partition=partition, client=name)
 
 
 def _print_round(report: RoundReport) -> None:

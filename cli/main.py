@@ -17,7 +17,7 @@ import hefl
 from hefl.cli.usage import explain, nearest
 from hefl.errors import HeflError, TrainerError, UsageError, reason_of
 
-COMMANDS = ("keygen", "serve", "client", "demo", "plan", "bench")
+COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "status", "export", "plan", "bench")
 INTERRUPTED = 130
 
 

@@ -28,6 +28,7 @@
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
+    │   └── DiskFullError               no room on the disk; it may be made
     ├── ModelFileError              1   a file that holds no model
     ├── TrainerError                1   the user's trainer failed or does not fit
     └── KernelError                 1   compiled code or a random source that fails its check
@@ -142,10 +143,15 @@ class OutOfRangeError(UpdateError):
 
 
 class ProtocolError(HeflError):
-    """The peer broke the protocol."""
+    """The peer broke the protocol.
+
+    ``check`` names what it did not pass. Those of a whole class are ``protocol``, ``form``, ``attempt``, ``conflict``
+    and ``range``; a TamperError names its own.
+    """
 
     exit_code = 4
     http_status = 400
+    check: str = "protocol"
     way_out = (
         "start again; if that does not help, the other side runs another hefl, or something between alters what is sent"
     )
@@ -154,36 +160,54 @@ class ProtocolError(HeflError):
 class MalformedError(ProtocolError):
     """Bytes that do not parse, or too few of them, or too many."""
 
+    check = "form"
+
 
 class StaleError(ProtocolError):
     """Something of another round or attempt."""
 
     http_status = 410
+    check = "attempt"
 
 
 class ConflictError(ProtocolError):
     """Something that contradicts what was said before."""
 
     http_status = 409
+    check = "conflict"
 
 
 class TamperError(ProtocolError):
-    """The aggregate is not the announced weighted sum of this attempt's updates.
+    """The server lied: of a sum, of who is in it, or of what has happened.
 
-    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``own-seed``,
-    ``own-weight``, ``tag``.
+    ``check`` is one of TAMPER_CHECKS.
     """
 
     way_out = "do not go on with this server before whoever runs it knows why"
 
-    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:
+    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "tag") -> None:
         self.check = check
         super().__init__(message, hint=hint)
+
+
+TAMPER_CHECKS = (
+    "names-distinct",
+    "names-announced",
+    "names-ordered",
+    "weights-announced",
+    "enough-members",
+    "own-seed",
+    "own-weight",
+    "record",
+    "tag",
+)
+"""What a client checks before it believes a sum; each refuses alone."""
 
 
 class UploadError(ProtocolError):
     """A participant's upload is out of range; the sum is genuine, and means nothing."""
 
+    check = "range"
     way_out = "look into the logs of the other clients: one of them sent what hefl never sends"
 
 
@@ -212,6 +236,12 @@ class StateError(HeflError):
     """A state folder that cannot be used."""
 
     way_out = "name another folder with --state"
+
+
+class DiskFullError(StateError):
+    """The disk is full."""
+
+    http_status = 503
 
 
 class ModelFileError(HeflError):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hefl.errors import ExistsError, KeyFileError, StateError, reason_of
+from hefl.errors import DiskFullError, ExistsError, KeyFileError, StateError, reason_of
 
 
 def create_private(path: Path) -> BinaryIO:
@@ -76,15 +76,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Turn a full or broken disk into a StateError that names what was to be stored. Network errors pass through."""
+    """Turn a broken disk into a StateError that names what was to be stored, a full one into a DiskFullError.
+
+    Network errors pass through.
+    """
     try:
         yield
     except OSError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__ != "builtins":
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "make room on the disk" if full else "name a place that you may write to"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(what) from error
+        hint = "name a place that you may write to"
         raise StateError(f"{what} cannot be stored: {reason_of(error)}", hint=hint) from error
+
+
+def disk_full(what: str) -> DiskFullError:
+    """What a full disk means to a user."""
+    return DiskFullError(f"{what} cannot be stored: no space left on the disk", hint="make room on the disk")
 
 
 def sync_folder(folder: Path) -> None:

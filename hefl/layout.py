@@ -40,6 +40,11 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Number of values."""
         return math.prod(self.shape)
 
+    @property
+    def whole(self) -> bool:
+        """Whether its mean is rounded to a whole number."""
+        return np.dtype(self.dtype).kind in "iu"
+
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {self.shape} ({self.kind})"
 
@@ -97,14 +102,13 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         arrays, at = [], 0
         for tensor in self.tensors:
             part = vector[at : at + tensor.size].reshape(tensor.shape)
-            arrays.append((np.rint(part) if tensor.kind == "integer" else part).astype(tensor.dtype))
+            arrays.append((np.rint(part) if tensor.whole else part).astype(tensor.dtype))
             at += tensor.size
         return arrays
 
     def widened(self) -> Layout:
-        """The same tensors with floating ones as float64."""
-        wide = (t if t.kind == "integer" else msgspec.structs.replace(t, dtype="float64") for t in self.tensors)
-        return Layout(tuple(wide), self.metrics)
+        """The same tensors, kinds and all, as float64: means before they are rounded to a tensor's own type."""
+        return Layout(tuple(msgspec.structs.replace(t, dtype="float64") for t in self.tensors), self.metrics)
 
     def locate(self, index: int) -> str:
         """The tensor that holds value ``index`` of the flat vector, for a message."""

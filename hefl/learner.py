@@ -146,16 +146,10 @@ class Learner:
         self._hidden = self._patience.metrics if self._patience else ()
         self.layout = msgspec.structs.replace(self.layout, metrics=(*self.layout.metrics, *self._hidden))
         self.progress = Progress()
-        self._codec = self._make_codec(self.layout)
+        self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
         self._sent: tuple[bytes, set[bytes]] = (b"", set())
-
-    def _make_codec(self, layout: Layout) -> Codec:
-        codec = self.engine.codec(layout)
-        if not self._own_weights:
-            return codec
-        return ClientWeightedCodec(codec, self.engine.terms.precision_bits, lambda: self.num_examples)
 
     @property
     def announced_num_examples(self) -> int:
@@ -289,8 +283,7 @@ class Learner:
             if before is None:
                 raise
             log.error("round %d changes nothing: %s", announcement.round, error.message)
-            if announcement.exchange == "training":
-                self.model = replace(before, round=announcement.round)
+            self.model = replace(before, round=announcement.round)
             self.progress = self.progress.after(None)
             return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
         if first and self._initial_file:
@@ -320,7 +313,11 @@ class Learner:
 
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
         if announcement.exchange == "closing":
-            return self._codec.decode_metrics(total)
+            metrics = self._codec.decode_metrics(total)
+            if self.model:
+                # The same model stands after it: a run that is extended goes on from there.
+                self.model = replace(self.model, round=announcement.round)
+            return metrics
         self.model, metrics = self._decode(total, announcement)
         return metrics
 
@@ -365,6 +362,16 @@ class Learner:
         """Keep a global model before its numbers are rounded to the layout's types, and the sum that it was made of."""
         if self._trace:
             wide = self.layout.widened()
-            model = wide.flatten(self._make_codec(wide).decode_model(total, scales)[0])
+            model = wide.flatten(
+                make_codec(self.engine, wide, lambda: self.num_examples).decode_model(total, scales)[0]
+            )
             with replacing(self._trace / f"received-{announcement.round}.npz") as file:
                 np.savez(file, model=model, vector=total.vector, total_weight=total.total_weight)
+
+
+def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
+    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
+    codec = engine.codec(layout)
+    if engine.terms.weighting == "server":
+        return codec
+    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

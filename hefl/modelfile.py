@@ -54,14 +54,29 @@ def read_model(path: Path, layout: Layout) -> Arrays:
     """A model's arrays, in the layout's order whatever theirs is in the file.
 
     Raises:
+        UsageError, ModelFileError: As read_arrays.
+        LayoutError: It holds another model; names the first difference.
+    """
+    named = read_arrays(path)
+    if difference := _difference(named, layout):
+        raise LayoutError(
+            f"the model in {path} is not this trainer's: {difference}",
+            hint="start from a model of the same architecture, saved with the same names, shapes and dtypes",
+        )
+    return [np.array(named[t.name], np.dtype(t.dtype), order="C") for t in layout.tensors]
+
+
+def read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    """The arrays in a file, by name.
+
+    Raises:
         UsageError: As check_suffix, or there is no such file.
         ModelFileError: It cannot be read, or is not what its suffix says.
-        LayoutError: It holds another model; names the first difference.
     """
     check_suffix(path)
     read: Callable[[Path], Mapping[str, NDArray[Any]]] = load_file if path.suffix == ".safetensors" else _read_npz
     try:
-        named = read(path)
+        return read(path)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist", hint="name a model that --save wrote") from error
     except OSError as error:
@@ -73,12 +88,6 @@ def read_model(path: Path, layout: Layout) -> Arrays:
             f"{path} is no {path.suffix} file of numeric arrays: {error}",
             hint="name a model that --save wrote, or one of plain arrays under the model's own names",
         ) from error
-    if difference := _difference(named, layout):
-        raise LayoutError(
-            f"the model in {path} is not this trainer's: {difference}",
-            hint="start from a model of the same architecture, saved with the same names, shapes and dtypes",
-        )
-    return [np.array(named[t.name], np.dtype(t.dtype), order="C") for t in layout.tensors]
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

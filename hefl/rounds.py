@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 
 from hefl.codec import Exchange
 from hefl.engine import Terms
@@ -113,6 +112,13 @@ class Ended:
     """The server may go."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The run is to have so many trainings, more than before; a finished run goes on."""
+
+    rounds: int
+
+
 Event = (
     Joined
     | Left
@@ -126,6 +132,7 @@ Event = (
     | Finished
     | Fetched
     | Ended
+    | Extended
 )
 
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
@@ -134,6 +141,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Left: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
+        Extended: Phase.GATHERING,
     },
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
@@ -143,20 +151,23 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
         Stopped: Phase.GATHERING,
+        Extended: Phase.COLLECTING,
     },
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
+        Extended: Phase.SUMMING,
     },
     Phase.DRAINING: {
         Joined: Phase.DRAINING,
         Left: Phase.DRAINING,
         Fetched: Phase.DRAINING,
         Ended: Phase.ENDED,
+        Extended: Phase.GATHERING,
     },
-    Phase.ENDED: {},
+    Phase.ENDED: {Extended: Phase.GATHERING},
 }
 
 
@@ -174,11 +185,13 @@ class Run:
 
     Attributes:
         run: Its id.
-        rounds: How many trainings; fewer once the clients had enough.
+        rounds: How many trainings it is to have.
+        stopped: The clients had enough before: there will be no more.
         min_clients: Fewer than this in a sum is refused.
         known: The clients that may join.
         head: Of the history so far.
-        next_round: The round that is open or comes next; 0 carries initial arrays, rounds + 1 closes.
+        next_round: The round that is open or comes next; 0 carries initial arrays, the one after the last training
+            closes.
         attempt: Attempts made at that round so far.
         sessions: Who is here.
         announcement: Of the open attempt.
@@ -187,6 +200,7 @@ class Run:
         called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
+        closings: Closing rounds that came before further trainings; each has a number of its own.
         fetched: Who has the last record.
     """
 
@@ -196,16 +210,18 @@ class Run:
     known: tuple[str, ...]
     head: str
     phase: Phase = Phase.GATHERING
+    stopped: bool = False
     next_round: int = 0
     attempt: int = 0
-    sessions: Mapping[str, Session] = field(default_factory=lambda: MappingProxyType({}))
+    sessions: Mapping[str, Session] = field(default_factory=dict)
     announcement: Announcement | None = None
-    committed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    committed: Mapping[str, str] = field(default_factory=dict)
     enough: frozenset[str] = frozenset()
     called_off: int = 0
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
+    closings: int = 0
     fetched: frozenset[str] = frozenset()
 
     @property
@@ -213,11 +229,24 @@ class Run:
         """What the next round carries."""
         if self.next_round == 0:
             return "initial"
-        return "training" if self.next_round <= self.rounds else "closing"
+        return "training" if self.next_round <= self.last_training and not self.stopped else "closing"
+
+    @property
+    def last_training(self) -> int:
+        """Number of the last training's round, where the clients do not have enough before."""
+        return self.rounds + self.closings
+
+    @property
+    def closed(self) -> bool:
+        """The closing metrics of the last model are out."""
+        out = self.closing is not None and self.closing.announcement.round == self.next_round - 1
+        return out and self.exchange == "closing"
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """Participants whose update may still come; while gathering, known clients that are not here."""
+        """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
+        if self.phase in (Phase.DRAINING, Phase.ENDED):
+            return tuple(sorted(self.sessions.keys() - self.fetched))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
         answered = self.committed.keys() | self.enough
@@ -255,6 +284,9 @@ def _check(run: Run, event: Event) -> None:
                 raise ConflictError(f"{name} takes no part in this attempt")
             if run.exchange != "training" or run.next_round == 1 or name in run.committed:
                 raise ConflictError(f"{name} cannot have had enough in round {run.next_round} ({run.exchange})")
+        case Extended(rounds):
+            if rounds <= run.rounds:
+                raise ConflictError(f"a run of {run.rounds} rounds cannot be extended to {rounds}")
         case _:
             pass
 
@@ -278,16 +310,16 @@ def _apply(run: Run, event: Event) -> Run:
                 run, announcement=None, passed_over=run.passed_over | culprits, committed={}, enough=frozenset()
             )
         case Stopped():
-            rounds = run.next_round - 1
             return replace(
-                run, announcement=None, rounds=rounds, called_off=run.attempt, committed={}, enough=frozenset()
+                run, announcement=None, stopped=True, called_off=run.attempt, committed={}, enough=frozenset()
             )
         case Published(record):
-            closing = run.exchange == "closing"
+            closing = record.announcement.exchange == "closing"
             return replace(
                 run,
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
+                closings=run.closings + (closing and run.exchange == "training"),  # extended while it closed
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,
@@ -299,6 +331,11 @@ def _apply(run: Run, event: Event) -> Run:
             )
         case Fetched(name):
             return replace(run, fetched=run.fetched | {name})
+        case Extended(rounds):
+            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
+            sessions = {} if over else run.sessions
+            closings = run.closings + run.closed
+            return replace(run, rounds=rounds, stopped=False, closings=closings, fetched=frozenset(), sessions=sessions)
         case Closed() | Finished() | Ended():
             return run
 
@@ -394,7 +431,7 @@ def _gather(run: Run, clock: Clock) -> Decision | None:
     present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
     failed = run.attempt > run.called_off or clock.phase_s >= clock.round_timeout_s
     closing_failed = run.exchange == "closing" and failed
-    if run.closing or closing_failed:
+    if run.closed or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
     if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None

@@ -6,6 +6,7 @@ and ``names`` and ``kinds`` of its tensors; see ``Trainer``.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,12 @@ class Trainer(Protocol):
 
     def evaluate(self, parameters: list[NDArray[Any]], config: Config) -> tuple[float, int, Mapping[str, Any]]:
         """Evaluate on the client's own validation data; returns loss, number of examples, and metrics."""
+
+
+def training_seed(config: Config) -> int:
+    """A generator's seed for one call, 0 to 2**56 - 1: from config's seed, client and round."""
+    text = f"{config['seed']}/{config['client']}/{config['round']}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def load_trainer(spec: str) -> Trainer:

@@ -27,6 +27,7 @@ from hefl.rounds import (
     Ended,
     Enough,
     Event,
+    Extended,
     Fetched,
     Finish,
     Finished,
@@ -58,6 +59,7 @@ EVENT_TYPES = (
     Finished,
     Fetched,
     Ended,
+    Extended,
 )
 
 
@@ -126,6 +128,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
         Finished(),
         Fetched("alice"),
         Ended(),
+        Extended(9),
     )
     return next(event for event in events if type(event) is cls)
 
@@ -152,6 +155,11 @@ ALLOWED = {
     ("DRAINING", "Left", "DRAINING"),
     ("DRAINING", "Fetched", "DRAINING"),
     ("DRAINING", "Ended", "ENDED"),
+    ("GATHERING", "Extended", "GATHERING"),
+    ("COLLECTING", "Extended", "COLLECTING"),
+    ("SUMMING", "Extended", "SUMMING"),
+    ("DRAINING", "Extended", "GATHERING"),
+    ("ENDED", "Extended", "GATHERING"),
 }
 
 
@@ -436,7 +444,7 @@ def test_a_run_whose_participants_all_had_enough_goes_to_its_closing_exchange() 
     run = advance(run, Enough("bob"))
     assert decide(run, clock()) == Stop()
     run = advance(run, Stopped())
-    assert (run.rounds, run.next_round, run.exchange) == (1, 2, "closing")
+    assert (run.stopped, run.next_round, run.exchange) == (True, 2, "closing")
     assert decide(run, clock()) == Announce("closing", KNOWN)
     closing = announced(run)
     assert (closing.round, closing.attempt) == (2, 2)  # never the same pair twice
@@ -557,3 +565,56 @@ def test_a_record_of_someone_who_committed_nothing_is_refused() -> None:
     assert run.announcement
     with pytest.raises(ConflictError, match="not of the closed attempt"):
         advance(run, Published(record(run.announcement, ["alice", "carol"])))
+
+
+# --- more rounds than before ------------------------------------------------------------------------------------------
+
+
+def over(*, with_closing: bool = True) -> Run:
+    """A run of two trainings that has ended."""
+    run = gathering(next_round=3)
+    if with_closing:
+        run = advance(run, Announced(announced(run)))
+        for name in KNOWN:
+            run = advance(run, Committed(name, digest(name), 10))
+        run = advance(run, Closed())
+        assert run.announcement
+        run = advance(run, Published(record(run.announcement)))
+    return advance(advance(run, Finished()), Ended())
+
+
+@pytest.mark.parametrize("with_closing", [True, False])
+def test_a_finished_run_goes_on_with_as_many_trainings_as_were_added_and_closes_again(with_closing: bool) -> None:
+    run = over(with_closing=with_closing)
+    first = run.next_round
+    assert first == (4 if with_closing else 3)
+    run, made = advance(run, Extended(4)), []
+    assert (run.sessions, run.closing is not None) == ({}, with_closing)
+    for name in KNOWN:
+        run = advance(run, Joined(name, 10, NONCE[name]))
+    assert run.last_training == first + 1
+    while (decision := decide(run, clock())) != Finish():
+        assert isinstance(decision, Announce)
+        made.append((run.next_round, decision.exchange))
+        run = advance(run, Announced(announced(run)))
+        for name in KNOWN:
+            run = advance(run, Committed(name, digest(name), 10))
+        run = advance(run, Closed())
+        assert run.announcement
+        run = advance(run, Published(record(run.announcement)))
+    assert made == list(enumerate(["training", "training", "closing"], first))
+    assert run.closed
+
+
+def test_a_run_that_is_extended_while_it_closes_trains_on_after_that_round() -> None:
+    run = advance(collecting(list(KNOWN), next_round=3), Extended(3))
+    run = advance(run, Closed())
+    assert run.announcement
+    run = advance(run, Published(record(run.announcement)))
+    assert (run.exchange, run.last_training, run.closed) == ("training", 4, False)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_is_never_made_shorter(rounds: int) -> None:
+    with pytest.raises(ConflictError, match=f"of 2 rounds cannot be extended to {rounds}"):
+        advance(over(), Extended(rounds))
