@@ -407,6 +407,8 @@ class Coordinator:
             committed=name in run.committed,
             model=run.model,
             closing=run.closing,
+            confirmations=dict(run.confirmations),
+            settled=run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited,
         )
 
     def open_attempt(self, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
@@ -495,11 +497,11 @@ class Coordinator:
                 await self._apply(rounds.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
 
-    async def fetched(self, name: str) -> None:
-        """A client has the last record."""
+    async def fetched(self, name: str, confirmation: str) -> None:
+        """A client has the last record, and confirms it to the others."""
         async with self._lock:
-            if name not in self.run.fetched:
-                await self._apply(rounds.Fetched(name))
+            if self.run.confirmations.get(name) != confirmation:
+                await self._apply(rounds.Fetched(name, confirmation))
 
     async def leave(self, name: str) -> None:
         """A client goes."""

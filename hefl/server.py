@@ -35,7 +35,7 @@ from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.params import POLL_S
-from hefl.protocol import Held, Join, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, Records, Welcome
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
 
@@ -379,7 +379,8 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        await self._coordinator.fetched(name)
+        confirmation = protocol.decode(await request.read(), Confirmation)
+        await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
     async def _leave(self, request: web.Request) -> web.Response:
