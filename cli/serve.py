@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
-    help="Folder for the run, a new one each run.  [default: DIR/server/state]",
+    help="Folder for the run, which goes on where it stopped.  [default: DIR/server/state]",
 )
+@keep_option
 @terms_options
 @passphrase_file_option
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
@@ -56,6 +58,7 @@ def serve(
     host: str,
     port: int,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
@@ -67,33 +70,50 @@ def serve(
     """Run the server of a federation for one training. It holds no key and sees no model.
 
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
-    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0).
+    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0); the same command then goes
+    on with the run, and so it does after a crash. With more --rounds, a finished run goes on too.
     """
     from hefl.cli.loop import run
     from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
+    from hefl.journal import Journal
     from hefl.keys.party import read_server_folder
+    from hefl.rounds import Phase
     from hefl.server import Server
-    from hefl.serverstate import ServerState
+    from hefl.spool import Spool
 
     keys = read_server_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
-    settings = RunSettings(rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout)
+    settings = RunSettings(
+        rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout, keep=keep
+    )
     cipher.prepare()
     place = private_folder(state or folder / "state")
-    with locked(place, "server"):
-        saved = ServerState(place, keys.public.identity, rounds)
-        if saved.finished:
+    with (
+        locked(place, "server"),
+        closing(
+            Journal(
+                place,
+                keys.public.identity,
+                cipher.terms,
+                rounds=rounds,
+                min_clients=min_clients,
+                known=keys.clients,
+            )
+        ) as journal,
+    ):
+        if journal.now.run.phase is Phase.ENDED and rounds <= journal.now.run.rounds:
             click.echo(f"hefl: the run in {place} has ended already", err=True)
-            click.echo("hefl: hint: a new run takes a new folder: name one with --state", err=True)
+            click.echo("hefl: hint: more --rounds go on with it; a new run takes a new folder, see --state", err=True)
             return
         server = Server(
             keys,
             cipher,
             settings,
-            saved,
+            journal,
+            Spool(place),
             print_json if as_json else _print_url,
             host=host,
             port=port,

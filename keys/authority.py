@@ -281,7 +281,7 @@ def _check_new(folder: Path, *, force: bool) -> None:
             raise UsageError(f"the folder {folder.parent} does not exist", hint="make it first")
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise ExistsError(f"{folder} exists and is not a folder")
+        raise ExistsError(f"{folder} exists and is not a folder", hint="name another for the keys")
     if not any(folder.iterdir()):
         return
     if not (folder / "authority" / "secret.hefl").is_file():

@@ -143,7 +143,7 @@ def read_credentials(folder: Path, stem: Stem, passphrase: Passphrase | None = N
     key = read_key(key_path, holder, passphrase)
     if key.public_key() != certificate.public_key():
         raise CertificateError(f"{key_path} is not the key of {path}", hint="copy both again")
-    if holder.identity != authority.identity or not _is_signed_by(certificate, root):
+    if holder.identity != authority.identity or not is_signed_by(certificate, root):
         raise MismatchError(
             f"{path} is of {holder.identity}, and {ca_path} of {authority.identity} did not sign it",
             hint="copy the whole folder again: its files belong together",
@@ -175,7 +175,7 @@ def read_certificate(path: Path) -> x509.Certificate:
 def read_root(path: Path) -> x509.Certificate:
     """Read ``ca.crt``. Raises as read_certificate, and CertificateError where it is no root of a federation's."""
     root = read_certificate(path)
-    if holder_of(root, path).name != "authority" or not _is_signed_by(root, root):
+    if holder_of(root, path).name != "authority" or not is_signed_by(root, root):
         raise CertificateError(f"{path} is not the root certificate of a federation, or is damaged", hint=AGAIN)
     return root
 
@@ -193,6 +193,11 @@ def read_key(path: Path, holder: Holder, passphrase: Passphrase | None = None) -
         file = parse(path, data, "sealed")
         check_same(file, path.with_suffix(".crt"), holder.identity, holder.name)
         data = unseal(file, "tls-key", passphrase)
+    return parse_key(path, data)
+
+
+def parse_key(path: Path, data: bytes) -> ec.EllipticCurvePrivateKey:
+    """A private key from PEM. Raises CertificateError where it is none, or not to the byte as hefl writes one."""
     try:
         key = serialization.load_pem_private_key(data, None)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key_to_pem(key) != data:
@@ -239,7 +244,7 @@ def server_fault(url: str, der: bytes, credentials: Credentials) -> KeysError:
             hint="is it the right server? If so, copy server/ from the authority to it again, "
             "and this client's folder as well",
         )
-    if not _is_signed_by(certificate, credentials.root):
+    if not is_signed_by(certificate, credentials.root):
         return CertificateError(
             f"{where} says {holder.identity}, and {credentials.folder / 'ca.crt'} did not sign it",
             hint="it is not the federation's server, or the files are of different times: copy both folders again",
@@ -269,7 +274,8 @@ def _check_role(certificate: x509.Certificate, where: Path | str, holder: Holder
         )
 
 
-def _is_signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+def is_signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    """Whether the root's key signed the certificate."""
     try:
         certificate.verify_directly_issued_by(root)
     except (InvalidSignature, *UNREADABLE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from hefl.ckks.context import Identity, PublicContext, SecretContext, open_public
@@ -95,7 +96,8 @@ def read_server_folder(path: Path, passphrase: Passphrase | None = None) -> Serv
     if secret:
         raise SecretAtServerError(
             f"{secret} is a secret file, and a server may not hold one",
-            hint="a server's folder is DIR/server as 'hefl keygen' made it; remove the file from this machine",
+            hint=_meant(path, "server", "public.hefl")
+            or "a server's folder is DIR/server as 'hefl keygen' made it, and holds nothing else",
         )
     public_file, public = keyfile.read_public(path / "public.hefl")
     open_public(public)
@@ -155,10 +157,24 @@ def read_authority_folder(
     return AuthorityFolder(path, secret, names, urls, CertificateAuthority(certificate, key), is_sealed)
 
 
+FIRST_FILES = {"server": "public.hefl", "clients/NAME": "secret.hefl", "authority": "clients.hefl"}
+"""By which a party's folder is known."""
+
+
 def check_folder(path: Path, expected: str) -> None:
-    """Refuse a party's folder that is none, that is a link, or that others may enter. Raises KeyFileError."""
-    if not path.is_dir():
-        raise KeyFileError(f"{path} is not a folder", hint=f"name DIR/{expected} as 'hefl keygen' made it")
+    """Refuse what is not such a folder at all, and say which one was probably meant; and what check_private refuses."""
+    first = path / FIRST_FILES[expected]
+    if path.is_dir():
+        check_private(path)
+    if first.is_symlink() or first.exists() or (path / "secret.hefl").exists():
+        return
+    what = f"{first} is missing" if path.is_dir() else f"{path} is not a folder"
+    hint = _meant(path, expected, first.name) or f"name DIR/{expected} as 'hefl keygen' made it"
+    raise KeyFileError(what, hint=hint)
+
+
+def check_private(path: Path) -> None:
+    """Refuse a party's folder that is a link, or that others may enter. Raises KeyFileError."""
     if path.is_symlink():
         raise KeyFileError(f"{path} is a link", hint=f"links are not followed: name {path.resolve()} itself")
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -166,3 +182,12 @@ def check_folder(path: Path, expected: str) -> None:
         raise KeyFileError(
             f"{path} may be entered by others (mode {mode:04o}); only its owner may", hint=f"chmod 700 {path}"
         )
+
+
+def _meant(path: Path, expected: str, first_file: str) -> str | None:
+    """Folders of the wanted kind near a wrong one, as a question; None where there is none."""
+    near = dict.fromkeys((path, path.parent, path.parent.parent))
+    found = [p.parent for place in near for p in sorted(place.glob(f"{expected.replace('NAME', '*')}/{first_file}"))]
+    alike = get_close_matches(path.name, [p.name for p in found], 1)
+    meant = [p for p in found if p.name in alike] or found[:3]
+    return f"did you mean {' or '.join(map(str, meant))}?" if meant else None
