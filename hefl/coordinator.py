@@ -514,9 +514,9 @@ class Coordinator:
     async def know(self, names: tuple[str, ...]) -> None:
         """Let these clients in from now on; whoever else is here has left."""
         async with self._lock:
-            if self.ended or names == self.run.known:
+            gone = sorted(self.run.sessions.keys() - set(names))  # also those of before a restart
+            if self.ended or (names == self.run.known and not gone):
                 return
-            gone = sorted(self.run.sessions.keys() - set(names))
             await self._apply(rounds.Known(names))
         for name in gone:
             log.info("%s left: it is not on the server's list any more", name)
