@@ -30,7 +30,7 @@ def breast_cancer(split: Split, *, seed: int) -> TorchTrainer:
 
 def wine(split: Split, *, seed: int) -> TorchTrainer:
     """The trainer of one client's part: a third of the rows, and so more and longer steps."""
-    return _trainer(split, seed, epochs=5, learning_rate=0.1)
+    return _trainer(split, seed, epochs=10, learning_rate=0.1)
 
 
 def _trainer(split: Split, seed: int, *, epochs: int, learning_rate: float) -> TorchTrainer:
