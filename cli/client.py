@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -117,7 +118,7 @@ def client(
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")
-    with locked(place, "client"):
+    with locked(place, "client"), progress_bars(as_json=as_json) as show:
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),
@@ -130,6 +131,11 @@ def client(
             patience=patience,
             trace=trace and private_folder(trace),
         )
+
+        def tell(report: RoundReport) -> None:
+            (_print_round_json if as_json else _print_round)(report)
+            show("rounds", report.round, report.rounds)
+
         party = Client(
             keys,
             learner,
@@ -137,7 +143,7 @@ def client(
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
-            on_round=_print_round_json if as_json else _print_round,
+            on_round=tell,
         )
         run(party.run())
         if save:
