@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
+from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds to try again where nobody answers.",
 )
+@passphrase_file_option
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
@@ -87,6 +89,7 @@ def client(
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
+    passphrase_file: Path | None,
     trace: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
@@ -114,7 +117,8 @@ def client(
     for flag, path in (("--save", save), ("--save-best", save_best)):
         if path:
             check_target(flag, path, force=force)
-    keys = read_client_folder(folder)
+    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
+    announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")

@@ -509,6 +509,18 @@ class Coordinator:
                 log.info("%s left", name)
                 self._emit({"event": "left", "client": name})
 
+    async def know(self, names: tuple[str, ...]) -> None:
+        """Let these clients in from now on; whoever else is here has left."""
+        async with self._lock:
+            if self.ended or names == self.run.known:
+                return
+            gone = sorted(self.run.sessions.keys() - set(names))
+            await self._apply(rounds.Known(names))
+        for name in gone:
+            log.info("%s left: it is not on the server's list any more", name)
+            self._emit({"event": "left", "client": name})
+        self.remind()
+
     def aggregate(self, round_num: int) -> Path:
         """Where a round's aggregate is. Raises StaleError where it is not kept."""
         records = self._journal.records(round_num - 1, 1)

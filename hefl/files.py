@@ -105,6 +105,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make the entries of a folder and of all folders in it durable."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+
+
 def read_private(path: Path, limit_bytes: int) -> bytes:
     """Read a secret file: a plain file, not a link, that nobody but its owner may read, of at most limit_bytes.
 
@@ -157,7 +164,8 @@ def locked(folder: Path, holder: str) -> Iterator[None]:
     Raises:
         StateError: Another process holds it.
     """
-    with (folder / "lock").open("ab") as file:
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

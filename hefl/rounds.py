@@ -49,6 +49,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """These clients may join from now on; whoever else is here has left."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announced:
     """An attempt is open."""
 
@@ -122,6 +129,7 @@ class Extended:
 Event = (
     Joined
     | Left
+    | Known
     | Announced
     | Committed
     | Enough
@@ -139,6 +147,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
         Joined: Phase.GATHERING,
         Left: Phase.GATHERING,
+        Known: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
         Extended: Phase.GATHERING,
@@ -146,6 +155,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
         Left: Phase.COLLECTING,
+        Known: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
         Enough: Phase.COLLECTING,
         Closed: Phase.SUMMING,
@@ -156,6 +166,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
+        Known: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
         Extended: Phase.SUMMING,
@@ -163,6 +174,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.DRAINING: {
         Joined: Phase.DRAINING,
         Left: Phase.DRAINING,
+        Known: Phase.DRAINING,
         Fetched: Phase.DRAINING,
         Ended: Phase.ENDED,
         Extended: Phase.GATHERING,
@@ -297,22 +309,34 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, sessions={**run.sessions, name: Session(num_examples, join_nonce)})
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
-        case Announced(announcement):
-            return replace(
-                run, announcement=announcement, attempt=announcement.attempt, committed={}, enough=frozenset()
-            )
+        case Known(names):
+            return replace(run, known=names, sessions={n: s for n, s in run.sessions.items() if n in names})
+        case Fetched(name):
+            return replace(run, fetched=run.fetched | {name})
+        case Extended(rounds):
+            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
+            sessions = {} if over else run.sessions
+            closings = run.closings + run.closed
+            return replace(run, rounds=rounds, stopped=False, closings=closings, fetched=frozenset(), sessions=sessions)
+        case Closed() | Finished() | Ended():
+            return run
         case Committed():
             return _commit(run, event)
         case Enough(name):
             return replace(run, enough=run.enough | {name})
+        case Announced() | Abandoned() | Stopped() | Published():
+            return _open_or_end(replace(run, announcement=None, committed={}, enough=frozenset()), event)
+
+
+def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -> Run:
+    """The run after an attempt was opened, or came to an end; nobody has answered yet."""
+    match event:
+        case Announced(announcement):
+            return replace(run, announcement=announcement, attempt=announcement.attempt)
         case Abandoned(culprits):
-            return replace(
-                run, announcement=None, passed_over=run.passed_over | culprits, committed={}, enough=frozenset()
-            )
+            return replace(run, passed_over=run.passed_over | culprits)
         case Stopped():
-            return replace(
-                run, announcement=None, stopped=True, called_off=run.attempt, committed={}, enough=frozenset()
-            )
+            return replace(run, stopped=True, called_off=run.attempt)
         case Published(record):
             closing = record.announcement.exchange == "closing"
             return replace(
@@ -324,20 +348,8 @@ def _apply(run: Run, event: Event) -> Run:
                 next_round=run.next_round + 1,
                 attempt=0,
                 called_off=0,
-                announcement=None,
                 passed_over=frozenset(),
-                committed={},
-                enough=frozenset(),
             )
-        case Fetched(name):
-            return replace(run, fetched=run.fetched | {name})
-        case Extended(rounds):
-            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
-            sessions = {} if over else run.sessions
-            closings = run.closings + run.closed
-            return replace(run, rounds=rounds, stopped=False, closings=closings, fetched=frozenset(), sessions=sessions)
-        case Closed() | Finished() | Ended():
-            return run
 
 
 def _commit(run: Run, event: Committed) -> Run:

@@ -31,7 +31,9 @@ from hefl.files import storing
 from hefl.history import Announcement
 from hefl.journal import Journal
 from hefl.keys import tls
+from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
+from hefl.keys.roll import Roll
 from hefl.params import POLL_S
 from hefl.protocol import Held, Join, Records, Welcome
 from hefl.spool import Spool, Upload, Writing
@@ -104,6 +106,8 @@ class Server:
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
+        self._roll = Roll(folder)
+        self._noticed: set[str] = set()  # whose certificate was looked at for its end
         self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
@@ -138,6 +142,7 @@ class Server:
             self._emit({"event": "listening", "url": await self._listen(runner)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
+                await self._coordinator.know(self._roll.refresh().clients)
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
@@ -197,13 +202,16 @@ class Server:
         self._transports = {t for t in self._transports if not t.is_closing()}
         if request.transport:
             self._transports.add(request.transport)
-        plain = self._insecure_http
-        name = request.headers.get(protocol.HEADER_CLIENT, "") if plain else self._certified_name(request)
+        if self._insecure_http:
+            name = request.headers.get(protocol.HEADER_CLIENT, "")
+            self._check_revoked(name)
+        else:
+            name = self._certified_name(request)
         protocol.check_headers(request.headers, self._folder.public)
-        if name not in self._folder.clients:
+        if name not in self._roll.names.clients:
             raise UnknownClientError(
                 f"client {name!r} is not on the server's list",
-                hint="copy server/ from the authority's folder to the server again, and restart it",
+                hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
             )
         request[CLIENT] = name
 
@@ -214,15 +222,27 @@ class Server:
             raise UnknownClientError(
                 "the request came without a certificate", hint="ask with 'hefl client' and a folder of this federation"
             )
-        holder = tls.holder_of_der(der, "the client's certificate")
+        certificate = tls.from_der(der, "the client's certificate")
+        holder = tls.holder_of(certificate, "the client's certificate")
+        self._check_revoked(holder.name)
         if not holder.is_client or holder.identity != self._identity:
             who = f"client {holder.name}" if holder.is_client else holder.name
             raise UnknownClientError(
                 f"the certificate speaks for {who} of {holder.identity}, "
                 f"and this server serves clients of {self._identity}",
-                hint="is it the right server? If so, copy the client's folder from the authority again",
+                hint="copy the folders of server and client again from the authority: they are of different times",
             )
+        if holder.name not in self._noticed:
+            self._noticed.add(holder.name)
+            if notice := expiry_notice(f"the certificate of client {holder.name}", certificate):
+                log.warning("%s", notice)
         return holder.name
+
+    def _check_revoked(self, name: str) -> None:
+        if name in self._roll.refresh().revoked:
+            raise UnknownClientError(
+                f"client {name} was revoked", hint="only the authority can let it in again, with new keys"
+            )
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""

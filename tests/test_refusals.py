@@ -609,7 +609,7 @@ def test_existing_output_is_not_replaced_without_force(keys: Federation, tmp_pat
             "alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--save", tmp_path / "model.npz"
         )
         refused(client, 1, "model.npz exists already", "--force")
-        refused(keys.run("keygen", keys.folder, "--client", "dave"), 1, "keys already", "--force")
+        refused(keys.run("keygen", keys.folder, "--client", "alice"), 1, "keys already", "--force")
         refused(keys.run("demo", "--out", tmp_path / "out"), 1, "report.json exists already", "--force")
     assert (tmp_path / "model.npz").read_bytes() == (tmp_path / "out/report.json").read_bytes() == b"precious"
     assert (keys.folder / "authority/secret.hefl").read_bytes() == before

@@ -32,6 +32,7 @@ from hefl.rounds import (
     Finish,
     Finished,
     Joined,
+    Known,
     Left,
     Phase,
     Published,
@@ -49,6 +50,7 @@ NONCE = {name: f"{i:032x}" for i, name in enumerate(KNOWN, 1)}
 EVENT_TYPES = (
     Joined,
     Left,
+    Known,
     Announced,
     Committed,
     Enough,
@@ -118,6 +120,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
     events: tuple[Event, ...] = (
         Joined("alice", 5, "ff" * 16),
         Left("alice"),
+        Known(("alice", "bob", "dave")),
         Announced(of),
         Committed("alice", digest("alice"), 10),
         Enough("alice"),
@@ -138,10 +141,12 @@ def event_for(cls: type[Event], run: Run) -> Event:
 ALLOWED = {
     ("GATHERING", "Joined", "GATHERING"),
     ("GATHERING", "Left", "GATHERING"),
+    ("GATHERING", "Known", "GATHERING"),
     ("GATHERING", "Announced", "COLLECTING"),
     ("GATHERING", "Finished", "DRAINING"),
     ("COLLECTING", "Joined", "COLLECTING"),
     ("COLLECTING", "Left", "COLLECTING"),
+    ("COLLECTING", "Known", "COLLECTING"),
     ("COLLECTING", "Committed", "COLLECTING"),
     ("COLLECTING", "Enough", "COLLECTING"),
     ("COLLECTING", "Closed", "SUMMING"),
@@ -149,10 +154,12 @@ ALLOWED = {
     ("COLLECTING", "Stopped", "GATHERING"),
     ("SUMMING", "Joined", "SUMMING"),
     ("SUMMING", "Left", "SUMMING"),
+    ("SUMMING", "Known", "SUMMING"),
     ("SUMMING", "Published", "GATHERING"),
     ("SUMMING", "Abandoned", "GATHERING"),
     ("DRAINING", "Joined", "DRAINING"),
     ("DRAINING", "Left", "DRAINING"),
+    ("DRAINING", "Known", "DRAINING"),
     ("DRAINING", "Fetched", "DRAINING"),
     ("DRAINING", "Ended", "ENDED"),
     ("GATHERING", "Extended", "GATHERING"),
@@ -618,3 +625,20 @@ def test_a_run_that_is_extended_while_it_closes_trains_on_after_that_round() -> 
 def test_a_run_is_never_made_shorter(rounds: int) -> None:
     with pytest.raises(ConflictError, match=f"of 2 rounds cannot be extended to {rounds}"):
         advance(over(), Extended(rounds))
+
+
+# --- who may join -----------------------------------------------------------------------------------------------------
+
+
+def test_who_is_taken_off_the_list_has_left_and_whoever_is_new_is_awaited() -> None:
+    run = advance(gathering(next_round=1), Known(("alice", "bob", "dave")))
+    assert set(run.sessions) == {"alice", "bob"}
+    assert run.awaited == ("dave",)
+
+
+def test_a_participant_taken_off_the_list_is_not_waited_for_and_what_it_sent_stays() -> None:
+    run = advance(collecting(["alice", "carol"]), Known(("alice", "bob")))
+    assert run.awaited == ("bob",)
+    assert set(run.committed) == {"alice", "carol"}
+    without = advance(collecting(["alice", "bob"]), Known(("alice", "bob")))
+    assert isinstance(decide(without, clock()), Close)
