@@ -9,6 +9,7 @@ import click
 
 from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.client import OnTamper
@@ -139,7 +140,7 @@ def client(
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")
-    with locked(place, "client"):
+    with locked(place, "client"), progress_bars(as_json=as_json) as show:
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),
@@ -152,6 +153,11 @@ def client(
             patience=patience,
             trace=trace and private_folder(trace),
         )
+
+        def tell(report: RoundReport) -> None:
+            (_print_round_json if as_json else _print_round)(report)
+            show("rounds", report.round, report.rounds)
+
         party = Client(
             keys,
             learner,
@@ -161,7 +167,7 @@ def client(
             insecure_http=insecure_http,
             min_participants=min_participants,
             on_tamper=on_tamper,
-            on_round=_print_round_json if as_json else _print_round,
+            on_round=tell,
         )
         run(party.run())
         if as_json:

@@ -11,6 +11,7 @@ import click
 
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -93,6 +94,7 @@ def serve(
     place = private_folder(state or folder / "state")
     with (
         locked(place, "server"),
+        progress_bars(as_json=as_json) as show,
         closing(
             Journal(
                 place,
@@ -108,13 +110,19 @@ def serve(
             click.echo(f"hefl: the run in {place} has ended already", err=True)
             click.echo("hefl: hint: more --rounds go on with it; a new run takes a new folder, see --state", err=True)
             return
+
+        def tell(event: Mapping[str, Any]) -> None:
+            (print_json if as_json else _print_url)(event)
+            if event["event"] == "round":
+                show("rounds", event["round"], rounds)
+
         server = Server(
             keys,
             cipher,
             settings,
             journal,
             Spool(place),
-            print_json if as_json else _print_url,
+            tell,
             host=host,
             port=port,
             insecure_http=insecure_http,
