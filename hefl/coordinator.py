@@ -414,6 +414,18 @@ class Coordinator:
             raise ConflictError(f"{name} takes no part in this attempt")
         return announcement
 
+    def was_taken(self, name: str, round_num: int, attempt: int) -> bool:
+        """Whether a client's update is in the sum of an attempt that was published last.
+
+        Its answer may have been lost, and the attempt is over when the client asks.
+        """
+        records = [record for record in (self.run.model, self.run.closing) if record]
+        return any(
+            (record.announcement.round, record.announcement.attempt) == (round_num, attempt)
+            and any(member.name == name for member in record.members)
+            for record in records
+        )
+
     def is_committed(self, name: str, digest: str) -> bool:
         """Whether this update of a client's is in the open attempt's sum.
 

@@ -237,7 +237,7 @@ class Server:
             MalformedError: The digest is missing.
         """
         name, nonce = self._joined(request)
-        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
+        number, attempt = _attempt_of(request)
         announcement = self._coordinator.open_attempt(name, nonce, number, attempt)
         digest = request.headers.get(protocol.HEADER_DIGEST, "")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -273,8 +273,10 @@ class Server:
         return None
 
     async def _held(self, request: web.Request) -> web.Response:
+        name = self._joined(request)[0]
+        if self._coordinator.was_taken(name, *_attempt_of(request)):
+            return _json(Held(bytes=0, committed=True))
         _, digest = self._announced_upload(request)
-        name = request[CLIENT]
         committed = self._coordinator.is_committed(name, digest)
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
@@ -342,6 +344,14 @@ class Server:
         name, _ = self._joined(request)
         await self._coordinator.leave(name)
         return web.Response()
+
+
+def _attempt_of(request: web.Request) -> tuple[int, int]:
+    """Round and attempt, as the path has them. Raises MalformedError."""
+    return (
+        protocol.whole_number(request.match_info["round"], "round"),
+        protocol.whole_number(request.match_info["attempt"], "attempt"),
+    )
 
 
 async def _read_on(request: web.Request) -> None:
