@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
+from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @keep_option
 @terms_options
+@passphrase_file_option
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
 @json_option
@@ -60,6 +62,7 @@ def serve(
     engine: str,
     precision: int,
     weighting: Weighting,
+    passphrase_file: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
     as_json: bool,
@@ -80,7 +83,8 @@ def serve(
     from hefl.server import Server
     from hefl.spool import Spool
 
-    keys = read_server_folder(folder)
+    keys = read_server_folder(folder, existing_passphrase(passphrase_file))
+    announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     settings = RunSettings(
         rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout, keep=keep

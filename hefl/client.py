@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
@@ -32,7 +31,7 @@ from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
-from hefl.learner import Learner
+from hefl.learner import Learner, OnRound, tell
 from hefl.protocol import Join, View, Welcome
 from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
@@ -41,28 +40,6 @@ log = logging.getLogger("hefl")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """One finished round, as this client saw it.
-
-    Attributes:
-        round: Its number; one more than the last training's is the closing exchange of metrics.
-        rounds: How many trainings the run has.
-        metrics: Averages over the clients, of the model that the round started from; empty in round 0.
-        verified: The aggregate proved that it is the announced sum.
-        bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
-        seconds: By phase; see timings.PHASES.
-    """
-
-    round: int
-    rounds: int
-    metrics: Metrics
-    verified: bool
-    bytes_up: int
-    bytes_down: int
-    seconds: Mapping[str, float]
 
 
 class Client:
@@ -75,7 +52,8 @@ class Client:
         url: The server's; default: the folder's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
-        on_round: Is told each finished round.
+        on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
+            the run with a TrainerError.
 
     Raises:
         UsageError: As Connection.
@@ -91,13 +69,16 @@ class Client:
         url: str | None = None,
         connect_timeout_s: float = 30.0,
         insecure_http: bool = False,
-        on_round: Callable[[RoundReport], None] = lambda report: None,
+        on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
         self._connection = Connection(folder, url, state.join_nonce, connect_timeout_s, insecure_http=insecure_http)
         host = urlsplit(url).hostname or ""
         if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
-            raise EngineError(f"the engine 'plaintext' talks to loopback only, not to {host}")
+            raise EngineError(
+                f"the engine 'plaintext' talks to loopback only, not to {host}",
+                hint="between machines: --engine packed",
+            )
         self._folder = folder
         self._learner = learner
         self._state = state
@@ -156,10 +137,10 @@ class Client:
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
         """Name the first difference, which only a client can read."""
-        difference = self._learner.layout.difference(unseal(error.sealed_layout, self._folder.secret))
+        difference = self._learner.difference(unseal(error.sealed_layout, self._folder.secret))
         return LayoutError(
             f"this client's model differs from the other clients': {difference}",
-            hint="all clients train the same model: same tensors, same order, same metrics",
+            hint="all clients train the same model: same tensors, same order, same metrics, same --patience",
         )
 
     async def _poll(self) -> None:
@@ -193,10 +174,22 @@ class Client:
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
                 await self._say_fetched()
+                self._say_how_it_ended(view)
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement) and not view.committed:
-                await self._answer(announcement)
+                await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
+
+    def _say_how_it_ended(self, view: View) -> None:
+        """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
+        last, rounds = view.model.announcement.round if view.model else 0, self._welcome.rounds if self._welcome else 0
+        if view.model is None or last >= rounds:
+            return
+        if reason := self._learner.reason_to_stop:
+            log.info("stopped after round %d of %d: %s", last, rounds, reason)
+        else:
+            log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
+            log.warning("hint: the model is that of round %d; ask who runs the server why", last)
 
     async def _say_fetched(self) -> None:
         """Let the server go; one that has gone knew it already."""
@@ -241,6 +234,14 @@ class Client:
             path.unlink(missing_ok=True)
         self._done = (announcement.round, announcement.attempt)
 
+    async def _decline(self, announcement: Announcement) -> None:
+        """Say that this client has had enough: it does not train any more."""
+        try:
+            await self._connection.call("POST", f"/v1/rounds/{announcement.round}/{announcement.attempt}/enough")
+        except StaleError:
+            return  # another attempt is open, or the closing exchange
+        self._done = (announcement.round, announcement.attempt)
+
     def _write_update(self, path: Path, announcement: Announcement) -> int:
         """Spool the update; returns its size in bytes."""
         with storing("the update"), replacing(path) as file:
@@ -274,7 +275,7 @@ class Client:
                 return  # the server has gone on, and the next view says where
             metrics = await _work(self._accept, record)
             self._taken = record.announcement.round
-            self._report(record, metrics, size)
+            await self._report(record, metrics, size)
 
     def _accept(self, record: Record) -> Metrics:
         """Take the aggregate that has come, and keep it where it makes a new model."""
@@ -294,21 +295,12 @@ class Client:
         if (announcement.exchange == "closing") != closing:
             raise ConflictError(f"the server shows a record of exchange {announcement.exchange!r} in another's place")
 
-    def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
+    async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:
             raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
-        self._on_round(
-            RoundReport(
-                round=record.announcement.round,
-                rounds=self._welcome.rounds,
-                metrics=metrics,
-                verified=self._learner.engine.verifies,
-                bytes_up=self._bytes_up if mine else 0,
-                bytes_down=bytes_down,
-                seconds=self._learner.timings.take(),
-            )
-        )
+        report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
+        await _work(tell, self._on_round, report)
 
 
 async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from hefl import protocol
-from hefl.errors import CertificateError, HeflError, KeysError, MalformedError, UnreachableError, UsageError
+from hefl.errors import CertificateError, HeflError, MalformedError, UnreachableError, UsageError, reason_of
 from hefl.files import replacing, storing
-from hefl.keys import tls
+from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
 
 log = logging.getLogger("hefl")
@@ -79,7 +79,8 @@ class Connection:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=True if self._insecure_http else tls.client_context(self._folder.path))
+        context = True if self._insecure_http else self._folder.credentials.client_context()
+        connector = aiohttp.TCPConnector(ssl=context)
         self._http = aiohttp.ClientSession(self.url, connector=connector, headers=self._headers, timeout=timeout)
         return self
 
@@ -179,7 +180,7 @@ class Connection:
                 return await exchange()
             except (aiohttp.ClientError, OSError, TimeoutError, _Unavailable) as error:
                 await self._raise_if_final(error)
-                reason, waited_s = str(error) or type(error).__name__, time.monotonic() - began
+                reason, waited_s = _reason(error), time.monotonic() - began
                 answers = isinstance(error, _Unavailable)
                 limit_s = max(self._connect_timeout_s, patience_s if answers else 0.0)
                 if waited_s >= limit_s:
@@ -201,7 +202,10 @@ class Connection:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             raise await asyncio.to_thread(self._server_certificate_error, error) from error
         if isinstance(error, aiohttp.ClientConnectorSSLError):
-            raise CertificateError(f"{self.url} does not speak TLS 1.3 as hefl does: {error}") from error
+            raise CertificateError(
+                f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
+                hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
+            ) from error
         broken = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(
             error, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError)
         )
@@ -226,22 +230,23 @@ class Connection:
         return True
 
     def _server_certificate_error(self, error: Exception) -> HeflError:
-        """Say whose certificate the server showed."""
-        parts, mine = urlsplit(self.url), self._folder.secret.identity
+        """Say what is wrong with the certificate that the server showed."""
+        parts = urlsplit(self.url)
         try:
             pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
-            holder = tls.holder_of_der(ssl.PEM_cert_to_DER_cert(pem), "the server's certificate")
-        except (OSError, ValueError, KeysError):
-            return CertificateError(f"{self.url} shows a certificate that is not of {mine}: {error}")
-        if holder.identity.federation != mine.federation:
+            der = ssl.PEM_cert_to_DER_cert(pem)
+        except (OSError, ValueError):
+            mine = self._folder.secret.identity
             return CertificateError(
-                f"the server at {self.url} is of {holder.identity}, and this client of {mine}",
-                hint="is it the right server? If so, copy this client's folder from the authority again",
+                f"{self.url} shows a certificate that is not of {mine}: {error}", hint="is it the right server?"
             )
-        return CertificateError(
-            f"{self.url} shows a certificate of {holder.identity} that does not hold: {error}",
-            hint="was it made for another --server-name, or has it expired?",
-        )
+        return server_fault(self.url, der, self._folder.credentials)
+
+
+def _reason(error: Exception) -> str:
+    """Why nobody answered, in a person's words."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return reason_of(cause) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
 
 
 async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:
@@ -267,12 +272,16 @@ def _check_url(url: str, *, insecure_http: bool) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"--server {url}: {error}") from error
+        raise UsageError(f"--server {url}: {error}", hint="such as https://127.0.0.1:8443") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
-        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}")
+        like = f"https://{url}" if "://" not in url and ":" in url else "https://127.0.0.1:8443"
+        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=f"such as {like}")
     if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
         raise UsageError(
             f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
         )
     if insecure_http and parts.scheme != "http":
-        raise UsageError(f"--insecure-http goes with an http:// URL, got {url}")
+        raise UsageError(
+            f"--insecure-http goes with an http:// URL, got {url}",
+            hint="name it with --server as 'hefl serve --insecure-http' prints it, or leave --insecure-http out",
+        )

@@ -177,12 +177,15 @@ class Coordinator:
                     await self._apply(rounds.Closed())
                 case rounds.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
+                case rounds.Stop():
+                    await self._stop_training()
                 case rounds.Finish():
                     await self._apply(rounds.Finished())
                 case rounds.End():
                     await self._apply(rounds.Ended())
-                    log.info("the run has ended after %d rounds", self.run.rounds)
-                    self._emit({"event": "ended", "rounds": self.run.rounds})
+                    last = self.run.model.announcement.round if self.run.model else 0
+                    log.info("the run has ended after round %d", last)
+                    self._emit({"event": "ended", "rounds": last})
 
     def remind(self) -> None:
         """Say whom the run waits for."""
@@ -255,6 +258,14 @@ class Coordinator:
         await self._apply(rounds.Abandoned(culprits))
         log.warning("round %d: %s; trying again", number, reason)
         self._emit({"event": "abandoned", "round": number, "reason": reason})
+        self._summation = None
+        await asyncio.to_thread(self.spool.end_attempt)
+
+    async def _stop_training(self) -> None:
+        await self._apply(rounds.Stopped())
+        last, planned = self.run.next_round - 1, self.run.last_training
+        log.info("stopped after round %d of %d: the clients had enough", last, planned)
+        self._emit({"event": "stopped", "round": last, "rounds": planned})
         self._summation = None
         await asyncio.to_thread(self.spool.end_attempt)
 
@@ -353,7 +364,8 @@ class Coordinator:
         if join.num_examples > self.engine.max_num_examples:
             raise NumExamplesError(
                 f"client {name} has {join.num_examples} examples, "
-                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}"
+                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}",
+                hint="state fewer with --num-examples, in the same proportion at every client",
             )
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)
@@ -374,7 +386,9 @@ class Coordinator:
         if session is None:
             raise StaleError(f"{name} has not joined this run")
         if session.join_nonce != join_nonce:
-            raise NameInUseError(f"another process has joined as {name} since")
+            raise NameInUseError(
+                f"another process has joined as {name} since", hint="run one client with each client's folder"
+            )
         self._hear(name)
 
     def _hear(self, name: str) -> None:
@@ -479,6 +493,20 @@ class Coordinator:
             self._summation = None  # it may hold what is not committed
             raise
 
+    async def enough(self, name: str, announcement: Announcement) -> None:
+        """A participant will not train any more.
+
+        Raises:
+            StaleError: The attempt was closed meanwhile.
+            ConflictError: Its update is in the sum, or the attempt trains nothing.
+        """
+        async with self._lock:
+            if self.run.announcement is not announcement:
+                raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+            if name not in self.run.enough:
+                await self._apply(rounds.Enough(name))
+                log.info("round %d: %s has had enough", announcement.round, name)
+
     async def fetched(self, name: str) -> None:
         """A client has the last record."""
         async with self._lock:
@@ -492,6 +520,21 @@ class Coordinator:
                 await self._apply(rounds.Left(name))
                 log.info("%s left", name)
                 self._emit({"event": "left", "client": name})
+
+    async def know(self, names: tuple[str, ...]) -> None:
+        """Let these clients in from now on; whoever else is here has left."""
+        async with self._lock:
+            if self.ended or names == self.run.known:
+                return
+            gone = sorted(self.run.sessions.keys() - set(names))
+            try:
+                await self._apply(rounds.Known(names))
+            except DiskFullError:
+                return  # the list is read again
+        for name in gone:
+            log.info("%s left: it is not on the server's list any more", name)
+            self._emit({"event": "left", "client": name})
+        self.remind()
 
     def aggregate(self, round_num: int) -> Path:
         """Where a round's aggregate is. Raises StaleError where it is not kept."""

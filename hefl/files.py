@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hefl.errors import DiskFullError, ExistsError, KeyFileError, StateError
+from hefl.errors import DiskFullError, ExistsError, KeyFileError, StateError, reason_of
 
 
 def create_private(path: Path) -> BinaryIO:
@@ -23,7 +23,7 @@ def create_private(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise ExistsError(f"{path} exists already") from error
+        raise ExistsError(f"{path} exists already", hint="move it away, or name another place") from error
     os.fchmod(descriptor, 0o600)  # whatever the umask takes away
     return os.fdopen(descriptor, "wb")
 
@@ -87,7 +87,8 @@ def storing(what: str) -> Iterator[None]:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(what) from error
-        raise StateError(f"{what} cannot be stored: {error.strerror}") from error
+        hint = "name a place that you may write to"
+        raise StateError(f"{what} cannot be stored: {reason_of(error)}", hint=hint) from error
 
 
 def disk_full(what: str) -> DiskFullError:
@@ -102,6 +103,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make the entries of a folder and of all folders in it durable."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
 
 
 def read_private(path: Path, limit_bytes: int) -> bytes:
@@ -143,7 +151,9 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
-        raise StateError(f"the folder {path} cannot be used: {error.strerror}") from error
+        raise StateError(
+            f"the folder {path} cannot be used: {reason_of(error)}", hint="name another with --state"
+        ) from error
     return path
 
 
@@ -154,7 +164,8 @@ def locked(folder: Path, holder: str) -> Iterator[None]:
     Raises:
         StateError: Another process holds it.
     """
-    with (folder / "lock").open("ab") as file:
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

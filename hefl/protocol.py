@@ -4,6 +4,7 @@
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
     PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue; or the rest of it
     GET  /v1/rounds/ROUND/ATTEMPT/update        -> Held: how much of it is here, so that it need not travel again
+    POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
     GET  /v1/records?after=ROUND                -> Records, oldest first, some at a time; without ROUND from round 0
     POST /v1/fetched                            the client has the last record

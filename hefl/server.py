@@ -25,12 +25,15 @@ from hefl.errors import (
     StateError,
     UnknownClientError,
     UsageError,
+    reason_of,
 )
 from hefl.files import storing
 from hefl.history import Announcement
 from hefl.journal import Journal
 from hefl.keys import tls
+from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
+from hefl.keys.roll import Roll
 from hefl.params import POLL_S
 from hefl.protocol import Held, Join, Records, Welcome
 from hefl.spool import Spool, Upload, Writing
@@ -84,20 +87,27 @@ class Server:
     ) -> None:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
-                f"{folder.path} knows {len(folder.clients)} clients, and --min-clients is {settings.min_clients}",
+                f"{folder.path} knows {', '.join(folder.clients)} only, and --min-clients is {settings.min_clients}",
                 hint="make keys for more clients, or wait for fewer; at least 2 make a sum",
             )
         loopback = protocol.is_loopback(host)
         if insecure_http and not loopback:
-            raise UsageError(f"--insecure-http listens on loopback only, not on {host}")
+            raise UsageError(
+                f"--insecure-http listens on loopback only, not on {host}",
+                hint="leave it out: 'hefl keygen' has made certificates for HTTPS",
+            )
         if engine.name == "plaintext" and not loopback:
-            raise EngineError(f"the engine 'plaintext' runs on loopback only, not on {host}")
+            raise EngineError(
+                f"the engine 'plaintext' runs on loopback only, not on {host}", hint="between machines: --engine packed"
+            )
         self._folder = folder
         self._identity = folder.public.identity
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
+        self._roll = Roll(folder)
+        self._noticed: set[str] = set()  # whose certificate was looked at for its end
         self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
@@ -118,6 +128,7 @@ class Server:
                 web.get("/v1/run", self._view),
                 web.put(UPDATE_PATH, self._update, expect_handler=self._expect),
                 web.get(UPDATE_PATH, self._held, allow_head=False),
+                web.post(r"/v1/rounds/{round:\d+}/{attempt:\d+}/enough", self._enough),
                 web.get(r"/v1/rounds/{round:\d+}/aggregate", self._aggregate),
                 web.get("/v1/records", self._records),
                 web.post("/v1/fetched", self._fetched),
@@ -131,6 +142,7 @@ class Server:
             self._emit({"event": "listening", "url": await self._listen(runner)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
+                await self._coordinator.know(self._roll.refresh().clients)
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
@@ -146,7 +158,7 @@ class Server:
 
     async def _listen(self, runner: web.AppRunner) -> str:
         """Open the port; returns the URL."""
-        context = None if self._insecure_http else tls.server_context(self._folder.path)
+        context = None if self._insecure_http else self._folder.credentials.server_context()
         host, port = self._host, self._port
         try:
             await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
@@ -155,7 +167,10 @@ class Server:
                 raise PortInUseError(
                     f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
                 ) from error
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="see --host") from error
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {reason_of(error)}",
+                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
+            ) from error
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._insecure_http else 'https'}://{shown}:{runner.addresses[0][1]}"
 
@@ -175,7 +190,7 @@ class Server:
             return _refuse(request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status)
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
-            return _refuse(request, HeflError("the server failed; its log says why"))
+            return _refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
 
     def _identify(self, request: web.Request) -> None:
         """Find out who asks, as the certificate says, and keep the name in the request.
@@ -187,13 +202,16 @@ class Server:
         self._transports = {t for t in self._transports if not t.is_closing()}
         if request.transport:
             self._transports.add(request.transport)
-        plain = self._insecure_http
-        name = request.headers.get(protocol.HEADER_CLIENT, "") if plain else self._certified_name(request)
+        if self._insecure_http:
+            name = request.headers.get(protocol.HEADER_CLIENT, "")
+            self._check_revoked(name)
+        else:
+            name = self._certified_name(request)
         protocol.check_headers(request.headers, self._folder.public)
-        if name not in self._folder.clients:
+        if name not in self._roll.names.clients:
             raise UnknownClientError(
                 f"client {name!r} is not on the server's list",
-                hint="copy server/ from the authority's folder to the server again, and restart it",
+                hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
             )
         request[CLIENT] = name
 
@@ -201,15 +219,30 @@ class Server:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
         der = connection and connection.getpeercert(binary_form=True)
         if not der:
-            raise UnknownClientError("the request came without a certificate")
-        holder = tls.holder_of_der(der, "the client's certificate")
+            raise UnknownClientError(
+                "the request came without a certificate", hint="ask with 'hefl client' and a folder of this federation"
+            )
+        certificate = tls.from_der(der, "the client's certificate")
+        holder = tls.holder_of(certificate, "the client's certificate")
+        self._check_revoked(holder.name)
         if not holder.is_client or holder.identity != self._identity:
             who = f"client {holder.name}" if holder.is_client else holder.name
             raise UnknownClientError(
                 f"the certificate speaks for {who} of {holder.identity}, "
-                f"and this server serves clients of {self._identity}"
+                f"and this server serves clients of {self._identity}",
+                hint="copy the folders of server and client again from the authority: they are of different times",
             )
+        if holder.name not in self._noticed:
+            self._noticed.add(holder.name)
+            if notice := expiry_notice(f"the certificate of client {holder.name}", certificate):
+                log.warning("%s", notice)
         return holder.name
+
+    def _check_revoked(self, name: str) -> None:
+        if name in self._roll.refresh().revoked:
+            raise UnknownClientError(
+                f"client {name} was revoked", hint="only the authority can let it in again, with new keys"
+            )
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""
@@ -229,6 +262,11 @@ class Server:
         after = protocol.whole_number(request.query.get("after", "0"), "after")
         return _json(await self._coordinator.view(name, after))
 
+    def _open_attempt(self, request: web.Request) -> Announcement:
+        """The open attempt, if a request means it. Raises as Coordinator.open_attempt."""
+        name, nonce = self._joined(request)
+        return self._coordinator.open_attempt(name, nonce, *_attempt_of(request))
+
     def _announced_upload(self, request: web.Request) -> tuple[Announcement, str]:
         """The open attempt that an upload is for, and the upload's digest.
 
@@ -236,9 +274,7 @@ class Server:
             StaleError, ConflictError: As Coordinator.open_attempt.
             MalformedError: The digest is missing.
         """
-        name, nonce = self._joined(request)
-        number, attempt = _attempt_of(request)
-        announcement = self._coordinator.open_attempt(name, nonce, number, attempt)
+        announcement = self._open_attempt(request)
         digest = request.headers.get(protocol.HEADER_DIGEST, "")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise MalformedError(f"an update must bear its digest in {protocol.HEADER_DIGEST}")
@@ -285,7 +321,10 @@ class Server:
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         most = self._coordinator.engine.max_num_examples
         if next_examples > most:
-            raise NumExamplesError(f"{next_examples} examples are more than the {most} that the engine can scale by")
+            raise NumExamplesError(
+                f"{next_examples} examples are more than the {most} that the engine can scale by",
+                hint="state fewer with --num-examples, in the same proportion at every client",
+            )
         name, spool = request[CLIENT], self._coordinator.spool
         if self._coordinator.is_committed(name, digest):
             return web.Response()
@@ -323,6 +362,10 @@ class Server:
             self._joined(request)
             writing.write(chunk)
         await asyncio.to_thread(writing.sync)
+
+    async def _enough(self, request: web.Request) -> web.Response:
+        await self._coordinator.enough(request[CLIENT], self._open_attempt(request))
+        return web.Response()
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)

@@ -19,7 +19,7 @@ from hefl import protocol
 from hefl.clientstate import read_model
 from hefl.errors import ConflictError, StateError
 from hefl.history import Record, genesis
-from hefl.keys import party, tls
+from hefl.keys import party
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
         server.until("round 36, attempt 1")
         folder = party.read_client_folder(keys.folder / "clients/carol")  # who has not joined
         url = urlsplit(keys.url)
-        context = tls.client_context(folder.path)
+        context = folder.credentials.client_context()
         connection = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=20)
 
         def fetch(query: str) -> list[Record]:

@@ -33,6 +33,7 @@ from hefl.rounds import (
     Closed,
     Committed,
     Ended,
+    Enough,
     Event,
     Extended,
     Fetched,
@@ -42,6 +43,7 @@ from hefl.rounds import (
     Phase,
     Published,
     Run,
+    Stopped,
     advance,
     announcement_of,
     decide,
@@ -104,6 +106,11 @@ def play(journal: Journal, count: int) -> Run:
     return run
 
 
+def play_until(journal: Journal, phase: Phase) -> None:
+    while journal.now.run.phase is not phase:
+        play(journal, 1)
+
+
 @pytest.mark.parametrize("count", range(14))
 def test_a_journal_that_is_opened_again_has_the_run_that_its_events_made(tmp_path: Path, count: int) -> None:
     with closing(opened(tmp_path)) as journal:
@@ -122,10 +129,12 @@ def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
         first: list[Event] = [Left("bob"), Abandoned(frozenset({"alice"})), Joined("bob", 3, "0b" * 16)]
         for event in first:
             journal.append(event)
-        while journal.now.run.phase is not Phase.DRAINING:
-            play(journal, 1)
+        play_until(journal, Phase.DRAINING)
         last: list[Event] = [Fetched("alice"), Ended(), Extended(7)]
         for event in last:
+            journal.append(event)
+        play_until(journal, Phase.COLLECTING)
+        for event in (Enough("alice"), Stopped()):
             journal.append(event)
         run = journal.now.run
         kinds = {kind for (kind,) in sqlite3.connect(tmp_path / FILE).execute("SELECT kind FROM event")}

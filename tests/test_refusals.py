@@ -24,6 +24,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from federation import Command, Federation
+from helpers import rewritten
 
 from hefl import protocol, wire
 from hefl.ckks.context import Identity
@@ -81,7 +82,7 @@ def test_another_federations_certificate_in_a_clients_folder_is_refused(
 def test_the_files_of_two_generations_do_not_mix(keys: Federation, tmp_path: Path) -> None:
     mixed = keys.copy(tmp_path / "fed")
     path = mixed.folder / "clients/alice/address.hefl"
-    path.write_text(path.read_text().replace("generation: 1", "generation: 2"))
+    rewritten(path, "generation: 1", "generation: 2")
     with mixed:
         client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
         refused(client, 3, "key generation 1", "key generation 2", "address.hefl")
@@ -128,7 +129,7 @@ def test_a_key_of_another_certificate_is_refused(keys: Federation, tmp_path: Pat
 def test_an_unknown_client_is_refused_by_the_server(keys: Federation, tmp_path: Path) -> None:
     smaller = keys.copy(tmp_path / "fed")
     path = smaller.folder / "server/clients.hefl"
-    path.write_text(path.read_text().replace("alice bob carol", "alice bob"))
+    rewritten(path, "alice bob carol", "alice bob")
     with smaller:
         smaller.serve(tmp_path / "server")
         refused(smaller.client("carol", tmp_path / "carol"), 3, "'carol' is not on the server's list")
@@ -152,7 +153,7 @@ def test_a_caller_without_a_clients_certificate_gets_nothing(keys: Federation, t
 def test_tls_below_1_3_is_refused(keys: Federation, tmp_path: Path) -> None:
     with keys:
         keys.serve(tmp_path / "server")
-        context = tls.client_context(keys.folder / "clients/alice")
+        context = party.read_client_folder(keys.folder / "clients/alice").credentials.client_context()
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
         address = ("127.0.0.1", urlsplit(keys.url).port or 0)
         with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
@@ -203,7 +204,7 @@ def test_the_server_refuses_a_secret_context_in_a_public_file(keys: Federation, 
     secret = re.search(r"^ckks: (.*)$", (keys.folder / "clients/alice/secret.hefl").read_text(), re.MULTILINE)
     assert secret
     path = mixed.folder / "server/public.hefl"
-    path.write_text(re.sub(r"(?m)^ckks: .*$", f"ckks: {secret[1]}", path.read_text()))
+    rewritten(path, "^ckks: .*$", f"ckks: {secret[1]}")
     with mixed:
         refused(mixed.run("serve", mixed.folder / "server"), 3, "holds a secret key")
 
@@ -217,7 +218,7 @@ def test_a_context_of_another_seal_version_is_refused(keys: Federation, tmp_path
     data = bytearray(base64.b64decode(found[1]))
     at = data.index(b"\x5e\xa1\x10")
     data[at + 3 : at + 5] = bytes([3, 7])
-    path.write_text(text.replace(found[1], base64.b64encode(bytes(data)).decode()))
+    rewritten(path, "^ckks: .*$", f"ckks: {base64.b64encode(bytes(data)).decode()}")
     with mixed:
         refused(mixed.run("serve", mixed.folder / "server"), 3, "made with SEAL 3.7", "this machine runs SEAL")
 
@@ -373,7 +374,7 @@ class Raw:
         self.headers = protocol.headers(self.folder.secret, self.nonce)
         self.url = keys.url
         address = urlsplit(keys.url)
-        context = tls.client_context(self.folder.path)
+        context = self.folder.credentials.client_context()
         self.connection = http.client.HTTPSConnection(str(address.hostname), address.port, context=context, timeout=20)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
@@ -390,7 +391,7 @@ class Raw:
         """What the server has of an upload, over a connection of its own."""
         url = urlsplit(self.url)
         connection = http.client.HTTPSConnection(
-            str(url.hostname), url.port, context=tls.client_context(self.folder.path), timeout=20
+            str(url.hostname), url.port, context=self.folder.credentials.client_context(), timeout=20
         )
         with closing(connection):
             connection.request("GET", path, headers={**self.headers, **headers})
@@ -585,7 +586,7 @@ def test_existing_output_is_not_replaced_without_force(keys: Federation, tmp_pat
             "alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--save", tmp_path / "model.npz"
         )
         refused(client, 1, "model.npz exists already", "--force")
-        refused(keys.run("keygen", keys.folder, "--client", "dave"), 1, "keys already", "--force")
+        refused(keys.run("keygen", keys.folder, "--client", "alice"), 1, "keys already", "--force")
         refused(keys.run("demo", "--out", tmp_path / "out"), 1, "report.json exists already", "--force")
     assert (tmp_path / "model.npz").read_bytes() == (tmp_path / "out/report.json").read_bytes() == b"precious"
     assert (keys.folder / "authority/secret.hefl").read_bytes() == before
