@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
+@log_option
 @json_option
 def client(
     folder: Path,

@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import hefl
+from hefl.cli import logs
 from hefl.errors import HeflError, TrainerError, UsageError
+
+log = logging.getLogger("hefl")
 
 COMMANDS = ("keygen", "serve", "client", "demo", "plan", "bench")
 INTERRUPTED = 130
@@ -50,8 +53,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    logging.basicConfig(stream=sys.stderr, format="hefl: %(message)s", level=logging.WARNING)
-    logging.getLogger("hefl").setLevel(logging.INFO)
+    logs.set_up()
     signal.signal(signal.SIGTERM, _terminate)
     code = 0
     try:
@@ -65,19 +67,21 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        say(_lower(error.format_message()).rstrip("."))
         context = getattr(error, "ctx", None)
-        say(f"hint: see '{context.command_path if context else 'hefl'} --help'")
         code = error.exit_code
+        _complain(
+            _lower(error.format_message()).rstrip("."),
+            hint=f"see '{context.command_path if context else 'hefl'} --help'",
+            error=UsageError.__name__,
+            exit_code=code,
+        )
     except HeflError as error:
         if isinstance(error, TrainerError) and error.__cause__:
-            logging.getLogger("hefl").error("the trainer's traceback:", exc_info=error.__cause__)
-        say(error.message)
+            log.error("the trainer's traceback:", exc_info=error.__cause__)
         command = " ".join(["hefl", *(word for word in sys.argv[1:2] if word in COMMANDS)])
         hint = error.hint or (f"see '{command} --help'" if isinstance(error, UsageError) else None)
-        if hint:
-            say(f"hint: {hint}")
         code = error.exit_code
+        _complain(error.message, hint=hint, error=type(error).__name__, exit_code=code)
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,7 +91,11 @@ def main() -> NoReturn:
 
 def say(text: str) -> None:
     """One line on stderr, with the command's name in front."""
-    click.echo(f"hefl: {text}", err=True)
+    log.info("%s", text)
+
+
+def _complain(message: str, **fields: Any) -> None:
+    log.error("%s", message, extra=fields)
 
 
 def _lower(text: str) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
+
+log = logging.getLogger("hefl")
 
 
 @click.command()
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 @terms_options
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
+@log_option
 @json_option
 def serve(
     folder: Path,
@@ -82,8 +87,8 @@ def serve(
     with locked(place, "server"):
         saved = ServerState(place, keys.public.identity, rounds)
         if saved.finished:
-            click.echo(f"hefl: the run in {place} has ended already", err=True)
-            click.echo("hefl: hint: a new run takes a new folder: name one with --state", err=True)
+            hint = "a new run takes a new folder: name one with --state"
+            log.info("the run in %s has ended already", place, extra={"hint": hint})
             return
         server = Server(
             keys,
