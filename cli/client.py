@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds to try again where nobody answers.",
 )
+@click.option(
+    "--report-metrics",
+    is_flag=True,
+    help="Tell the server the averaged metrics of each model, to three digits, for its page.",
+)
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
@@ -55,6 +60,7 @@ def client(
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
+    report_metrics: bool,
     trace: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
@@ -101,6 +107,7 @@ def client(
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
+            report_metrics=report_metrics,
             on_round=_print_round_json if as_json else _print_round,
         )
         run(party.run())

@@ -56,11 +56,22 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is now: a progress bar puts itself there, to stay below what is said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            click.echo(self.format(record), err=True)
+        except Exception:
+            self.handleError(record)
+
+
 def set_up(form: str = "text") -> None:
     """Send all logging to stderr: hefl's from ``info`` on, others' warnings; the last call counts."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, force=True)
+    handler = _Stderr()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("hefl").setLevel(logging.INFO)
-    logging.getLogger().handlers[0].setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     if form == "json":
         # Whoever parses stderr must find nothing else there.
         logging.captureWarnings(capture=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from hefl.cli.options import json_option, print_json, terms_options
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
+    from hefl.page.site import Page
+    from hefl.server import Server
 
 log = logging.getLogger("hefl")
 
@@ -41,6 +44,11 @@ log = logging.getLogger("hefl")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
 @click.option(
+    "--page-port",
+    type=click.IntRange(0, 65535),
+    help="Show the run in a browser of this machine, with /metrics and /healthz; 0 takes any port.  [default: off]",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path),
     help="Folder for the run, a new one each run.  [default: DIR/server/state]",
@@ -58,6 +66,7 @@ def serve(
     round_timeout: float,
     host: str,
     port: int,
+    page_port: int | None,
     state: Path | None,
     engine: str,
     precision: int,
@@ -76,6 +85,7 @@ def serve(
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
     from hefl.keys.party import read_server_folder
+    from hefl.page.site import Page
     from hefl.server import Server
     from hefl.serverstate import ServerState
 
@@ -90,19 +100,37 @@ def serve(
             hint = "a new run takes a new folder: name one with --state"
             log.info("the run in %s has ended already", place, extra={"hint": hint})
             return
+        show = print_json if as_json else _print_url
+
+        def tell(event: Mapping[str, Any]) -> None:
+            show(event)
+            if page:
+                page.see(event)
+                if event["event"] == "listening":
+                    show({"event": "page", "url": page.url})
+
         server = Server(
             keys,
             cipher,
             settings,
             saved,
-            print_json if as_json else _print_url,
+            tell,
             host=host,
             port=port,
             insecure_http=insecure_http,
         )
-        run(server.serve(), stop=server.stop, terminated_is_success=True)
+        page = None if page_port is None else Page(server.look, page_port)
+        run(_serve(server, page), stop=server.stop, terminated_is_success=True)
+
+
+async def _serve(server: Server, page: Page | None) -> None:
+    """Serve; the page's port is tried before anything else happens, and is open until everything has."""
+    async with page or nullcontext():
+        await server.serve()
 
 
 def _print_url(event: Mapping[str, Any]) -> None:
     if event["event"] == "listening":
         click.echo(event["url"])
+    elif event["event"] == "page":
+        log.info("the run can be watched at %(url)s", event)

@@ -24,6 +24,7 @@ from hefl.errors import (
     EngineError,
     HeflError,
     LayoutError,
+    ProtocolError,
     StaleError,
     StateError,
     TamperError,
@@ -33,7 +34,7 @@ from hefl.history import Announcement, Record
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner
-from hefl.protocol import Join, View, Welcome
+from hefl.protocol import Join, MetricsReport, View, Welcome
 from hefl.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
@@ -74,6 +75,7 @@ class Client:
         url: The server's; default: the folder's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
+        report_metrics: Tell the server the averaged metrics of each model, for its page.
         on_round: Is told each finished round.
 
     Raises:
@@ -91,6 +93,7 @@ class Client:
         url: str | None = None,
         connect_timeout_s: float = 30.0,
         insecure_http: bool = False,
+        report_metrics: bool = False,
         on_round: Callable[[RoundReport], None] = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
@@ -102,6 +105,7 @@ class Client:
         self._folder = folder
         self._learner = learner
         self._state = state
+        self._report_metrics = report_metrics
         self._on_round = on_round
         self._welcome: Welcome | None = None
         self._view: View | None = None
@@ -271,6 +275,18 @@ class Client:
             self._taken = record.announcement.round
             self._report(record, metrics, size)
             path.unlink()
+            await self._tell_metrics(record.announcement.round - 1, metrics)
+
+    async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
+        """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""
+        if not self._report_metrics or not metrics:
+            return
+        rounded = {name: None if value is None else float(f"{value:.3g}") for name, value in metrics.items()}
+        report = MetricsReport(round=model, metrics=rounded)
+        try:
+            await self._connection.call("POST", "/v1/metrics", msgspec.json.encode(report))
+        except ProtocolError as error:
+            log.warning("the server did not take the metrics of model %d: %s", model, error)
 
     def _check_record(self, record: Record, *, closing: bool) -> None:
         """Refuse a record that is genuine, and of another run or of another kind than it is shown as."""

@@ -147,6 +147,10 @@ class Coordinator:
             here = len(self.run.sessions)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, here, self._settings.min_clients)
 
+    def look(self) -> tuple[rounds.Run, rounds.Clock]:
+        """The run as it stands, and its clock."""
+        return self.run, self._clock()
+
     def _clock(self) -> rounds.Clock:
         now = time.monotonic()
         return rounds.Clock(
@@ -349,6 +353,7 @@ class Coordinator:
                     await asyncio.to_thread(self._summation.add, frame, name)
                 self._bytes_up += size_bytes
                 log.info("round %d: update of %s is in", announcement.round, name)
+                self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": size_bytes})
             await self._apply(event)
 
     async def fetched(self, name: str) -> None:

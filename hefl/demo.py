@@ -6,6 +6,7 @@ against numpy's weighted mean of the very updates that went into it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from hefl.keys import authority
 from hefl.plan import reduce_weights
 from hefl.processes import Children, Event, run_federation
+
+log = logging.getLogger("hefl")
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 Progress = Callable[[str, int, int], None]
@@ -61,10 +64,12 @@ def run_training(
     names = client_names(clients)
     keys = folder / "keys"
     authority.create(keys, names, ("127.0.0.1",))
+    page = [] if engine == "plaintext" else ["--page-port", "0"]
     common = ["--engine", engine, *(["--insecure-plaintext"] if engine == "plaintext" else [])]
     arguments = {
         name: [
             *common,
+            "--report-metrics",
             *("--data", f"{data}:{i + 1}/{clients}", "--seed", str(seed)),
             *("--save", str(folder / f"{name}.npz"), "--trace", str(folder / "trace" / name)),
         ]
@@ -73,8 +78,10 @@ def run_training(
     said: dict[str, list[Event]] = {name: [] for name in ("server", *names)}
     progress(engine, 0, rounds)
     with Children(folder) as children:
-        for name, event in run_federation(children, keys, ["--rounds", str(rounds), *common], arguments):
+        for name, event in run_federation(children, keys, ["--rounds", str(rounds), *page, *common], arguments):
             said[name].append(event)
+            if event["event"] == "page":
+                log.info("watch it in a browser: %(url)s", event)
             if name == "server" and event["event"] == "round" and 0 < event["round"] <= rounds:
                 progress(engine, event["round"], rounds)
     models = {name: _load(folder / f"{name}.npz") for name in names}

@@ -4,6 +4,7 @@
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
     PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
+    POST /v1/metrics                            MetricsReport, from a client that chooses to tell
     POST /v1/fetched                            the client has the last record
     POST /v1/leave                              the client goes
 
@@ -23,8 +24,8 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Exchange
 from hefl.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
-from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, Value
-from hefl.params import MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
+from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, RoundNum, Value
+from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
 
 HEADER_PROTOCOL = "Hefl-Protocol"
 HEADER_FEDERATION = "Hefl-Federation"
@@ -91,6 +92,22 @@ class View(Value, frozen=True, kw_only=True):
     committed: bool
     model: Record | None
     closing: Record | None
+
+
+MetricName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,64}\Z")]
+Metric = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # JSON has no infinity, and what parses to one is refused
+
+
+class MetricsReport(Value, frozen=True, kw_only=True):
+    """What a client tells the server of a model's quality, for the server's page.
+
+    Attributes:
+        round: Whose model it is; 0 is the initial one.
+        metrics: The clients' averages as this client decrypted them, to three digits; None where one is missing.
+    """
+
+    round: RoundNum
+    metrics: Annotated[dict[MetricName, Metric | None], msgspec.Meta(min_length=1, max_length=MAX_METRICS)]
 
 
 class Refusal(Value, frozen=True, kw_only=True):
