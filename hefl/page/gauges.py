@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 import hefl
-from hefl.page.watch import Watch, deadline_s, standing
+from hefl.page.watch import Watch, awaited, deadline_s
 from hefl.rounds import Clock, Phase, Run
 
 BUCKETS_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -50,7 +50,7 @@ class Gauges:
             "hefl_clients_joined": ("Clients that are here.", lambda run, clock: len(run.sessions)),
             "hefl_clients_awaited": (
                 "Clients whose update, or whose last request, is awaited.",
-                lambda run, clock: list(standing(run, clock, watch).values()).count("awaited"),
+                lambda run, clock: len(awaited(run, clock)),
             ),
             "hefl_clients_silent": ("Clients not heard of for too long.", lambda run, clock: len(clock.silent)),
             "hefl_deadline_seconds": (

@@ -123,6 +123,13 @@ def deadline_s(run: Run, clock: Clock) -> float | None:
     return max(run.announcement.deadline_s - clock.phase_s, 0.0)
 
 
+def awaited(run: Run, clock: Clock) -> tuple[str, ...]:
+    """Whose update of the open attempt may still come; at the end, who has not fetched the last record."""
+    if run.phase is Phase.DRAINING:
+        return tuple(n for n in run.known if n in run.sessions and n not in run.fetched and n not in clock.silent)
+    return run.awaited if run.announcement else ()
+
+
 def standing(run: Run, clock: Clock, watch: Watch) -> dict[str, str]:
     """Where each known client stands, by name.
 
@@ -141,8 +148,7 @@ def _standing(name: str, run: Run, clock: Clock, watch: Watch) -> str:
         return "left" if name in watch.left else "absent"
     if name in clock.silent:
         return "silent"
-    collecting = run.announcement is not None and name in run.awaited
-    return "awaited" if collecting or run.phase is Phase.DRAINING else "here"
+    return "awaited" if name in awaited(run, clock) else "here"
 
 
 def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
@@ -155,6 +161,7 @@ def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
         "rounds": run.rounds,
         "attempt": run.attempt,
         "min_clients": run.min_clients,
+        "awaited": awaited(run, clock),
         "clients": standing(run, clock, watch),
         "bytes_up": watch.bytes_up,
         "refused": dict(watch.refused),

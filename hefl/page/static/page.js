@@ -57,7 +57,8 @@ function bytes(value) {
 }
 
 function seconds(value) {
-  return value < 100 ? `${number(value)} s` : clock(value);
+  if (value === 0) return "0 s";
+  return value < 0.9995 ? `${Math.round(1000 * value)} ms` : value < 100 ? `${number(value)} s` : clock(value);
 }
 
 function clock(value) {
@@ -81,7 +82,7 @@ function roundName(row) {
 const standing = (...kinds) => Object.keys(now.clients).filter((name) => kinds.includes(now.clients[name]));
 
 function doing() {
-  const here = standing("here", "silent", "awaited", "sent").length, awaited = standing("awaited", "silent");
+  const here = standing("here", "silent", "awaited", "sent").length, { awaited } = now;
   switch (now.phase) {
     case "gathering": {
       if (here >= now.min_clients) return "About to begin.";
@@ -208,7 +209,7 @@ function showTable(changed) {
   const all = columns(), heads = ["Round", ...all.map(([name]) => name)];
   let drawn = changed;
   if ([...head.children].map((th) => th.textContent).join() !== heads.join()) {
-    head.replaceChildren(...heads.map((name) => element("th", name, { scope: "col" })));
+    head.replaceChildren(...heads.map((name) => element("th", name, { scope: "col", class: name === "Missed" ? "words" : "" })));
     body.replaceChildren();
     drawn = [...rows.values()];
   }
@@ -246,14 +247,16 @@ function addChart(chart) {
   chart.box = element("div", null, { class: "box" });
   chart.svg = document.createElementNS(SVG, "svg");
   chart.svg.setAttribute("role", "img");
-  chart.empty = element("p", "", { class: "empty" });
+  chart.empty = element("p", chart.parts ? "No round is over yet." : "Shown where a client runs with ", { class: "empty" });
+  if (!chart.parts) chart.empty.append(element("code", "--report-metrics"));
   chart.cursor = null;
   chart.figure = figure;
   caption.append(chart.title, chart.readout);
   chart.box.append(chart.svg, chart.empty);
-  const legend = element("ul", null, { class: "legend" });
-  (chart.parts || []).forEach((part, i) => legend.append(element("li", part, { class: `s${i}` })));
-  figure.append(caption, chart.box, legend);
+  chart.legend = element("ul", null, { class: "legend" });
+  if (chart.parts) chart.parts.forEach((part) => chart.legend.append(element("li", part, { class: part })));
+  else chart.legend.append(element("li", "by model; 0 is the initial one"));
+  figure.append(caption, chart.box, chart.legend);
   figure.addEventListener("keydown", (event) => moveCursor(chart, event));
   figure.addEventListener("blur", () => setCursor(chart, null));
   chart.svg.addEventListener("pointermove", (event) => pointAt(chart, event));
@@ -291,18 +294,22 @@ function setCursor(chart, index) {
   draw(chart);
 }
 
+function place(chart, point) {
+  if (chart.kind === "curve") return point.round ? `model ${point.round}` : "initial model";
+  return roundName(point.row).replace(/^(?=\d)/, "round ");
+}
+
 function words(chart, point) {
   const what = chart.kind === "curve"
     ? value(point.y)
     : chart.parts.map((part, i) => `${part} ${chart.unit(point.parts[i])}`).join(", ");
-  const where = chart.kind === "curve" ? (point.round ? `model ${point.round}` : "initial model") : roundName(point.row).replace(/^(?=\d)/, "round ");
-  return `${where}: ${what}`;
+  return `${place(chart, point)}: ${what}`;
 }
 
 function nice(top) {
   if (!(top > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(top));
-  return power * [1, 2, 4, 5, 8, 10].find((step) => step * power >= top * 0.999999);
+  return power * [1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10].find((step) => step * power >= top * 0.999999);
 }
 
 function shape(tag, attributes, text) {
@@ -325,23 +332,24 @@ function draw(chart) {
   const x = (chart.x = (round) => (bars ? LEFT + (round - low + 0.5) * step : LEFT + ((round - low) / Math.max(high - low, 1)) * inner));
   const y = (v) => TOP + ((top - v) / (top - bottom)) * (HEIGHT - TOP - BOTTOM);
   const drawn = [];
-  for (const tick of [bottom, (bottom + top) / 2, top]) {
+  for (const tick of !points.length ? [] : [bottom, (bottom + top) / 2, top]) {
     drawn.push(shape("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }));
-    drawn.push(shape("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, values.length ? chart.unit(tick) : ""));
+    drawn.push(shape("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, chart.unit(tick)));
   }
-  for (const [round, anchor] of bars ? [[low, "middle"], [Math.min(high, rounds), "middle"]] : [[low, "start"], [high, "end"]]) {
+  for (const [round, anchor] of !points.length ? [] : bars ? [[low, "middle"], [Math.min(high, rounds), "middle"]] : [[low, "start"], [high, "end"]]) {
     drawn.push(shape("text", { x: x(round), y: HEIGHT - 6, "text-anchor": anchor }, round));
   }
-  drawn.push(...(bars ? drawBars(points, x, y, step) : drawCurve(points, x, y)));
+  drawn.push(...(bars ? drawBars(points, chart.parts, x, y, step) : drawCurve(points, x, y)));
   const chosen = points[chart.cursor ?? -1];
   if (chosen) drawn.push(shape("line", { class: "cursor", x1: x(chosen.round), x2: x(chosen.round), y1: TOP, y2: HEIGHT - BOTTOM }));
   chart.svg.replaceChildren(...drawn);
   const shown = chosen || points.at(-1);
-  say(chart.readout, shown ? words(chart, shown) : "");
+  say(chart.readout, !shown ? "" : bars ? place(chart, shown) : words(chart, shown));
+  if (bars) chart.parts.forEach((part, i) => say(chart.legend.children[i], shown ? `${part} ${chart.unit(shown.parts[i])}` : part));
   const summary = points.length ? `${words(chart, points[0])}; ${words(chart, points.at(-1))}` : "nothing yet";
   chart.svg.setAttribute("aria-label", `${heading}. ${summary}.`);
   chart.figure.setAttribute("aria-label", `${heading}. Arrow keys read single values.`);
-  say(chart.empty, points.length ? "" : bars ? "No round is over yet." : "Shown where a client reports it: hefl client --report-metrics");
+  chart.empty.hidden = points.length > 0;
 }
 
 function drawCurve(points, x, y) {
@@ -359,14 +367,14 @@ function drawCurve(points, x, y) {
   return [shape("path", { class: "curve", d: path }), ...drawn];
 }
 
-function drawBars(points, x, y, step) {
+function drawBars(points, kinds, x, y, step) {
   const wide = Math.max(1, Math.min(step * 0.7, 28));
   return points.flatMap((point) => {
     let below = 0;
     return point.parts.map((part, i) => {
       const from = below;
       below += part;
-      return shape("rect", { class: `s${i}`, x: x(point.round) - wide / 2, y: y(below), width: wide, height: Math.max(y(from) - y(below), 0) });
+      return shape("rect", { class: kinds[i], x: x(point.round) - wide / 2, y: y(below), width: wide, height: Math.max(y(from) - y(below), 0) });
     });
   });
 }
