@@ -157,7 +157,10 @@ class Client:
         if self._welcome and welcome.run != self._welcome.run:
             raise ConflictError("the server has begun another run", hint="start this client again to join it")
         if self._welcome is None:
-            log.info("joined %s as %s with %d examples", self._connection.url, self._folder.name, learner.num_examples)
+            log.info(
+                "joined %(url)s as %(client)s with %(num_examples)d examples",
+                {"url": self._connection.url, "client": self._folder.name, "num_examples": learner.num_examples},
+            )
         self._welcome = welcome
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
@@ -235,7 +238,7 @@ class Client:
                 await self._upload(path, size, announcement)
             self._bytes_up = size
         except StaleError as error:
-            log.warning("round %d was missed: %s", announcement.round, error)
+            log.warning("round %(round)d was missed: %(why)s", {"round": announcement.round, "why": error})
         finally:
             path.unlink(missing_ok=True)
         self._done = (announcement.round, announcement.attempt)
@@ -254,7 +257,7 @@ class Client:
         }
         self._told.add(self._learner.announced_num_examples)
         await self._connection.call("PUT", where, path, headers=headers)
-        log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
+        log.info("round %(round)d: sent %(kilobytes).1f kB", {"round": announcement.round, "kilobytes": size / 1e3})
 
     async def _take_records(self, view: View) -> None:
         """Fetch and accept each record that is news."""

@@ -131,7 +131,7 @@ class Coordinator:
                 case rounds.End():
                     self._state.end()
                     await self._apply(rounds.Ended())
-                    log.info("the run has ended after %d rounds", self.run.rounds)
+                    log.info("the run has ended after %(rounds)d rounds", {"rounds": self.run.rounds})
                     self._emit({"event": "ended", "rounds": self.run.rounds})
 
     def remind(self) -> None:
@@ -142,7 +142,10 @@ class Coordinator:
         names = ", ".join(self.run.awaited)
         if self.run.announcement:
             left = self.run.announcement.deadline_s - self._clock().phase_s
-            log.info("round %d: waiting for %s, for %.0f s more", self.run.next_round, names, max(left, 0))
+            log.info(
+                "round %(round)d: waiting for %(awaited)s, for %(deadline_s).0f s more",
+                {"round": self.run.next_round, "awaited": names, "deadline_s": max(left, 0)},
+            )
         else:
             here = len(self.run.sessions)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, here, self._settings.min_clients)
@@ -193,7 +196,15 @@ class Coordinator:
             log.warning("%s", remark)
             self._remarked = remark
         names, number, attempt = announcement.names, announcement.round, announcement.attempt
-        log.info("round %d, attempt %d: %s of %s", number, attempt, what[announcement.exchange], ", ".join(names))
+        log.info(
+            "round %(round)d, attempt %(attempt)d: %(what)s of %(participants)s",
+            {
+                "round": number,
+                "attempt": attempt,
+                "what": what[announcement.exchange],
+                "participants": ", ".join(names),
+            },
+        )
         self._emit(
             {
                 "event": "announced",
@@ -205,7 +216,7 @@ class Coordinator:
         )
 
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
-        log.warning("round %d: %s; trying again", self.run.next_round, reason)
+        log.warning("round %(round)d: %(reason)s; trying again", {"round": self.run.next_round, "reason": reason})
         self._summation = None
         self._emit({"event": "abandoned", "round": self.run.next_round, "reason": reason})
         await self._apply(rounds.Abandoned(culprits))
@@ -228,12 +239,14 @@ class Coordinator:
         self._state.drop_aggregates_before(number - 1)
         names, seconds = [m.name for m in record.members], self._timings.take()
         log.info(
-            "round %d: %d of %d in, %.1f kB up, aggregated in %.3f s",
-            number,
-            len(names),
-            len(announcement.names),
-            self._bytes_up / 1e3,
-            seconds["aggregate"],
+            "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
+            {
+                "round": number,
+                "in": len(names),
+                "of": len(announcement.names),
+                "kilobytes_up": self._bytes_up / 1e3,
+                "aggregate_s": seconds["aggregate"],
+            },
         )
         self._emit(
             {
@@ -264,7 +277,9 @@ class Coordinator:
                 )
             await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
             self._seen[name] = time.monotonic()
-        log.info("%s joined with %d examples", name, join.num_examples)
+        log.info(
+            "%(client)s joined with %(num_examples)d examples", {"client": name, "num_examples": join.num_examples}
+        )
         self._emit({"event": "joined", "client": name, "num_examples": join.num_examples})
         self.remind()
 
@@ -352,7 +367,7 @@ class Coordinator:
                 with self._timings.phase("aggregate"):
                     await asyncio.to_thread(self._summation.add, frame, name)
                 self._bytes_up += size_bytes
-                log.info("round %d: update of %s is in", announcement.round, name)
+                log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
                 self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": size_bytes})
             await self._apply(event)
 
@@ -366,7 +381,7 @@ class Coordinator:
         async with self._lock:
             if not self.ended:
                 await self._apply(rounds.Left(name))
-                log.info("%s left", name)
+                log.info("%(client)s left", {"client": name})
                 self._emit({"event": "left", "client": name})
 
     def aggregate(self, round_num: int) -> Path:

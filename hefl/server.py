@@ -223,8 +223,18 @@ class Server:
     def _refuse(self, request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
         status = status or error.http_status
         who = request.get(CLIENT)
-        log.warning("refused %s %s of %s: %s", request.method, request.path, who or "an unknown client", error)
-        self._emit({"event": "refused", "client": who, "reason": type(error).__name__, "status": status})
+        fields = {"client": who, "reason": type(error).__name__, "status": status}
+        log.warning(
+            "refused %(method)s %(path)s of %(who)s: %(why)s",
+            {
+                "method": request.method,
+                "path": request.path,
+                "who": who or "an unknown client",
+                "why": error,
+                **fields,
+            },
+        )
+        self._emit({"event": "refused", **fields})
         body = msgspec.json.encode(protocol.refusal_of(error))
         return web.Response(body=body, status=status, content_type="application/json")
 
