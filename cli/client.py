@@ -8,25 +8,54 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.logs import log_option
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
+from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 
 if TYPE_CHECKING:
-    from hefl.client import RoundReport
     from hefl.engine import Weighting
+    from hefl.learner import RoundReport
     from hefl.trainer import Trainer
 
 
 @click.command()
 @click.argument("folder", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
-@click.option("--data", metavar="NAME:PART", help="An example's data: iris:alice, iris:bob, iris:2/3.")
+@click.option("--data", metavar="NAME[:PART]", help="An example's data: iris:alice, iris:bob, digits:2/5.")
+@partition_option
 @click.option("--trainer", metavar="MODULE:FACTORY", help="Your own model, such as a Flower NumPyClient.")
 @click.option("--server", "url", metavar="URL", help="Where the server is.  [default: as the folder says]")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
-@click.option("--data-seed", default=42, show_default=True, help="For the split of --data.")
+@click.option(
+    "--data-seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=42,
+    show_default=True,
+    help="For the split of --data; the same for every client.",
+)
 @click.option("--num-examples", type=int, metavar="N", help="Sample weight, where the trainer does not state it.")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE.npz", help="Write the final global model.")
-@click.option("--force", is_flag=True, help="Let --save replace a file.")
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Start from this model (.npz, .safetensors) where this client begins the run: the first by name does.",
+)
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the final model (.npz, .safetensors)."
+)
+@click.option(
+    "--save-best",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep the model with the lowest averaged validation loss so far there.",
+)
+@click.option("--force", is_flag=True, help="Let --save and --save-best replace a file.")
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N models in a row no better than the best, by averaged validation loss; the same for all clients.",
+)
 @click.option("--state", type=click.Path(path_type=Path), help="Private folder.  [default: DIR/clients/NAME/state]")
+@keep_option
 @terms_options
 @click.option(
     "--connect-timeout",
@@ -40,6 +69,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Tell the server the averaged metrics of each model, to three digits, for its page.",
 )
+@passphrase_file_option
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
@@ -48,19 +78,25 @@ if TYPE_CHECKING:
 def client(
     folder: Path,
     data: str | None,
+    partition: str,
     trainer: str | None,
     url: str | None,
     seed: int,
     data_seed: int,
     num_examples: int | None,
+    init: Path | None,
     save: Path | None,
+    save_best: Path | None,
     force: bool,
+    patience: int | None,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
     report_metrics: bool,
+    passphrase_file: Path | None,
     trace: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
@@ -72,38 +108,44 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
+    from hefl.clientstate import ClientState
     from hefl.engine import load_engine
-    from hefl.errors import ExistsError, UsageError
-    from hefl.files import check_writable, locked, private_folder
+    from hefl.errors import UsageError
+    from hefl.files import locked, private_folder
     from hefl.keys.party import read_client_folder
     from hefl.learner import Learner
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
-    if save and save.exists() and not force:
-        raise ExistsError(f"{save} exists already", hint="name another file, or add --force")
-    if save and not save.absolute().parent.is_dir():
-        raise UsageError(f"the folder of --save {save} does not exist")
-    if save:
-        check_writable(save)
-    keys = read_client_folder(folder)
+    if trainer is not None and partition != "iid":
+        raise UsageError("--partition shares an example's data, and --trainer brings its own")
+    if save and save_best and save.absolute() == save_best.absolute():
+        raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
+    for flag, path in (("--save", save), ("--save-best", save_best)):
+        if path:
+            check_target(flag, path, force=force)
+    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
+    announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")
     with locked(place, "client"):
         learner = Learner(
             keys.name,
-            _trainer(data, trainer, seed, data_seed),
+            _trainer(data, partition, trainer, seed, data_seed, keys.name),
             keys.secret,
             cipher,
             seed=seed,
             num_examples=num_examples,
+            initial=init,
+            save_best=save_best,
+            patience=patience,
             trace=trace and private_folder(trace),
         )
         party = Client(
             keys,
             learner,
-            place,
+            ClientState(place, keep),
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
@@ -117,14 +159,14 @@ def client(
                 print_json({"event": "saved", "path": str(save)})
 
 
-def _trainer(data: str | None, trainer: str | None, seed: int, data_seed: int) -> Trainer:
+def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:
     if trainer is not None:
         from hefl.trainer import load_trainer
 
         return load_trainer(trainer)
     from hefl.examples import load_example
 
-    return load_example(data or "", seed=seed, data_seed=data_seed)
+    return load_example(data or "", seed=seed, data_seed=data_seed, partition=partition, client=name)
 
 
 def _print_round(report: RoundReport) -> None:

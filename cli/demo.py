@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hefl.cli.options import engine_option, json_option, print_json
+from hefl.cli.options import engine_option, json_option, partition_option, print_json
+from hefl.params import DATA_SETS
 
 if TYPE_CHECKING:
     from hefl.demo import Progress
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--data", type=click.Choice(["iris"]), default="iris", show_default=True, help="What to learn.")
+@click.option("--data", type=click.Choice(DATA_SETS), default=DATA_SETS[0], show_default=True, help="What to learn.")
 @click.option("--clients", type=click.IntRange(2, 50), default=2, show_default=True, help="How many share the data.")
+@partition_option
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Trainings.")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
 @engine_option
@@ -34,13 +36,25 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace an older report.")
 @json_option
-def demo(data: str, clients: int, rounds: int, seed: int, engine: str, out: Path, force: bool, as_json: bool) -> None:
+def demo(
+    data: str,
+    clients: int,
+    partition: str,
+    rounds: int,
+    seed: int,
+    engine: str,
+    out: Path,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Make keys, start a server and clients as processes of their own, and train one model over TLS.
 
-    Then the same again without encryption, for comparison. Prints a row a round; leaves report.json and curves.png.
+    Then the same again for comparison: without encryption, and on the pooled data of all clients. Prints a row a
+    round; leaves report.json and curves.png.
     """
-    from hefl.demo import run_training
+    from hefl.demo import Task, run_training, share_data, train_pooled
     from hefl.errors import EngineError, ExistsError
+    from hefl.examples.partition import Partition
     from hefl.files import replacing
     from hefl.report import build_report, draw_curves
 
@@ -52,13 +66,16 @@ def demo(data: str, clients: int, rounds: int, seed: int, engine: str, out: Path
     found = [path for path in (report_path, curves_path) if path.exists()]
     if found and not force:
         raise ExistsError(f"{found[0]} exists already", hint="name another folder with --out, or add --force")
+    task = Task(data, clients, Partition.parse(partition), rounds, seed)
+    shares = share_data(task)
     out.mkdir(parents=True, exist_ok=True)
     with _progress(rounds) as progress:
-        trainings = []
+        trainings = {}
         for which in (engine, "plaintext"):
             with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
-                trainings.append(run_training(Path(folder), data, clients, rounds, seed, which, progress))
-    report = build_report(data, *trainings)
+                trainings[which] = run_training(Path(folder), task, which, progress)
+        pooled = train_pooled(task, progress)
+    report = build_report(task, shares, trainings[engine], trainings["plaintext"], pooled)
     with replacing(report_path) as file:
         file.write(json.dumps(report, indent=1).encode() + b"\n")
     draw_curves(report, curves_path)
@@ -72,13 +89,15 @@ def demo(data: str, clients: int, rounds: int, seed: int, engine: str, out: Path
 def _print(report: Report) -> None:
     from rich.console import Console
 
-    from hefl.examples import VALIDATION_ROWS
     from hefl.report import build_table
 
-    Console(width=None if sys.stdout.isatty() else 150).print(build_table(report))
-    rows = VALIDATION_ROWS[report["data"]]
-    final, plain = (course["final"]["accuracy"] or 0.0 for course in (report, report["plaintext"]))
-    click.echo(f"right: {final * rows:.0f} of {rows} validation rows; plaintext: {plain * rows:.0f} of {rows}")
+    Console(width=None if sys.stdout.isatty() else 170).print(build_table(report))
+    rows = report["validation_examples"]
+    right, plain, pooled = (
+        f"{(course['final']['accuracy'] or 0.0) * rows:.0f} of {rows}"
+        for course in (report, report["plaintext"], report["pooled"])
+    )
+    click.echo(f"right: {right} validation rows; plaintext: {plain}; pooled data: {pooled}")
     click.echo(
         f"largest difference between a decrypted global model and the exact weighted mean: "
         f"{report['max_abs_difference']:.1e}"

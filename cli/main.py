@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -14,11 +15,12 @@ import click
 
 import hefl
 from hefl.cli import logs
-from hefl.errors import HeflError, TrainerError, UsageError
+from hefl.cli.usage import explain, nearest
+from hefl.errors import HeflError, TrainerError, UsageError, reason_of
 
 log = logging.getLogger("hefl")
 
-COMMANDS = ("keygen", "serve", "client", "demo", "plan", "bench")
+COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "status", "export", "plan", "bench")
 INTERRUPTED = 130
 
 
@@ -29,26 +31,63 @@ class Commands(click.Group):
         """In the order in which a newcomer needs them."""
         return list(COMMANDS)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; a command that does not exist is refused with the one that was probably meant."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            meant = nearest(args[0], COMMANDS)
+            raise UsageError(
+                f"there is no command {args[0]!r}", hint=f"did you mean 'hefl {meant}'?" if meant else None
+            )
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = getattr(importlib.import_module(f"hefl.cli.{cmd_name}"), cmd_name)
-        return command
+        return _command_of(cmd_name)
+
+
+def _command_of(name: str) -> click.Command | None:
+    if name not in COMMANDS:
+        return None
+    command: click.Command = getattr(importlib.import_module(f"hefl.cli.{name}"), name)
+    return command
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 done; 1 failed; 2 called wrongly; 3 keys, certificates, versions or parameters; "
-    "4 the peer broke the protocol; 5 unreachable or timed out; 130 interrupted.",
+    epilog="""\b
+Exit codes: 0 done; 1 failed; 2 called wrongly; 3 keys, certificates, versions or parameters;
+4 the peer broke the protocol; 5 unreachable or timed out; 130 interrupted.
+
+\b
+Completion of commands and flags, for this shell or in its startup file:
+  bash  eval "$(_HEFL_COMPLETE=bash_source hefl)"
+  zsh   eval "$(_HEFL_COMPLETE=zsh_source hefl)"
+  fish  _HEFL_COMPLETE=fish_source hefl | source""",
 )
 @click.version_option(hefl.__version__, message="hefl %(version)s")
-def cli() -> None:
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings that repeat, as TOML: a table a command, keys named like its long flags, which win. "
+    "Relative paths in it start from its folder.  [default: hefl.toml here, if there is one]",
+)
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None) -> None:
     """Encrypted federated averaging: clients train one model, and the server sees none of it.
 
     Begin with 'hefl demo'.
     """
+    from hefl.cli.settings import DEFAULT_FILE, read_settings
+
+    path = config or DEFAULT_FILE
+    if config or path.exists():
+        ctx.default_map = read_settings(path, COMMANDS, _command_of)
+        if ctx.invoked_subcommand in ctx.default_map:
+            say(f"with the settings in {path}, [{ctx.invoked_subcommand}]")
 
 
 def main() -> NoReturn:
@@ -67,25 +106,29 @@ def main() -> NoReturn:
         click.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
+        message, way_out = explain(error, _called())
         code = error.exit_code
-        _complain(
-            _lower(error.format_message()).rstrip("."),
-            hint=f"see '{context.command_path if context else 'hefl'} --help'",
-            error=UsageError.__name__,
-            exit_code=code,
-        )
+        _complain(message, hint=way_out, error=UsageError.__name__, exit_code=code)
     except HeflError as error:
         if isinstance(error, TrainerError) and error.__cause__:
             log.error("the trainer's traceback:", exc_info=error.__cause__)
-        command = " ".join(["hefl", *(word for word in sys.argv[1:2] if word in COMMANDS)])
-        hint = error.hint or (f"see '{command} --help'" if isinstance(error, UsageError) else None)
         code = error.exit_code
+        hint = error.hint or (_see_help() if isinstance(error, UsageError) else None)
         _complain(error.message, hint=hint, error=type(error).__name__, exit_code=code)
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.filename is None:
+            raise  # not about a file that a person named
+        code = 1
+        _complain(
+            f"{error.filename}: {reason_of(error)}",
+            hint="is the path right, and may you use it? See its owner and mode with ls -l",
+            error=type(error).__name__,
+            exit_code=code,
+        )
     sys.exit(code)
 
 
@@ -98,8 +141,14 @@ def _complain(message: str, **fields: Any) -> None:
     log.error("%s", message, extra=fields)
 
 
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _called() -> click.Command | None:
+    """The command that the command line names."""
+    return next((_command_of(word) for word in sys.argv[1:] if word in COMMANDS), None)
+
+
+def _see_help() -> str:
+    command = _called()
+    return f"see 'hefl {command.name} --help'" if command else "see 'hefl --help'"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

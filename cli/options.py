@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from hefl.params import DEFAULT_ENGINE, ENGINES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+from hefl.params import DEFAULT_ENGINE, ENGINES, KEEP_AGGREGATES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,10 +38,23 @@ weighting_option: Callable[[F], F] = click.option(
 )
 
 
+partition_option: Callable[[F], F] = click.option(
+    "--partition",
+    metavar="iid|dirichlet:ALPHA",
+    default="iid",
+    show_default=True,
+    help="How the clients share an example's data: evenly, or with labels that differ the more, the smaller ALPHA is.",
+)
+
+
 def terms_options(command: F) -> F:
     """What server and clients must agree on."""
     return engine_option(precision_option(weighting_option(command)))
 
+
+keep_option: Callable[[F], F] = click.option(
+    "--keep", type=click.IntRange(1), default=KEEP_AGGREGATES, show_default=True, help="Last aggregates that stay."
+)
 
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON an event.")
 
@@ -48,3 +62,18 @@ json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, 
 def print_json(event: Mapping[str, Any]) -> None:
     """One event on stdout, at once."""
     click.echo(json.dumps(event))
+
+
+def check_target(flag: str, path: Path, *, force: bool) -> None:
+    """Refuse now what could not be written in the end."""
+    from hefl.errors import ExistsError, UsageError
+    from hefl.files import check_writable
+    from hefl.modelfile import check_suffix
+
+    check_suffix(path)
+    if path.exists() and not force:
+        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
+    check_writable(path)

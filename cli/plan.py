@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from hefl.cli.options import json_option, precision_option, print_json
+from hefl.errors import UsageError
 from hefl.params import MAX_CLIENTS
 
 
@@ -71,7 +72,8 @@ def _numbers(weights: str | None, clients: int) -> list[int]:
     except ValueError:
         numbers = []
     if len(numbers) != clients or min(numbers) < 1:
-        raise click.BadParameter(
-            f"takes {clients} whole numbers from 1 on, one for each client", param_hint="--weights"
+        raise UsageError(
+            f"--weights takes {clients} whole numbers from 1 on, one for each of --clients, got {weights!r}",
+            hint="separate them by commas: --weights 30,10,25",
         )
     return numbers

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hefl.cli.logs import log_option
-from hefl.cli.options import json_option, print_json, terms_options
+from hefl.cli.options import json_option, keep_option, print_json, terms_options
+from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -51,9 +52,11 @@ log = logging.getLogger("hefl")
 @click.option(
     "--state",
     type=click.Path(path_type=Path),
-    help="Folder for the run, a new one each run.  [default: DIR/server/state]",
+    help="Folder for the run, which goes on where it stopped.  [default: DIR/server/state]",
 )
+@keep_option
 @terms_options
+@passphrase_file_option
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
 @log_option
@@ -68,9 +71,11 @@ def serve(
     port: int,
     page_port: int | None,
     state: Path | None,
+    keep: int,
     engine: str,
     precision: int,
     weighting: Weighting,
+    passphrase_file: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
     as_json: bool,
@@ -78,26 +83,44 @@ def serve(
     """Run the server of a federation for one training. It holds no key and sees no model.
 
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
-    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0).
+    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0); the same command then goes
+    on with the run, and so it does after a crash. With more --rounds, a finished run goes on too.
     """
     from hefl.cli.loop import run
     from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
+    from hefl.journal import Journal
     from hefl.keys.party import read_server_folder
     from hefl.page.site import Page
+    from hefl.page.watch import KEPT_ROUNDS
+    from hefl.rounds import Phase
     from hefl.server import Server
-    from hefl.serverstate import ServerState
+    from hefl.spool import Spool
 
-    keys = read_server_folder(folder)
+    keys = read_server_folder(folder, existing_passphrase(passphrase_file))
+    announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
-    settings = RunSettings(rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout)
+    settings = RunSettings(
+        rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout, keep=keep
+    )
     cipher.prepare()
     place = private_folder(state or folder / "state")
-    with locked(place, "server"):
-        saved = ServerState(place, keys.public.identity, rounds)
-        if saved.finished:
-            hint = "a new run takes a new folder: name one with --state"
+    with (
+        locked(place, "server"),
+        closing(
+            Journal(
+                place,
+                keys.public.identity,
+                cipher.terms,
+                rounds=rounds,
+                min_clients=min_clients,
+                known=keys.clients,
+            )
+        ) as journal,
+    ):
+        if journal.now.run.phase is Phase.ENDED and rounds <= journal.now.run.rounds:
+            hint = "more --rounds go on with it; a new run takes a new folder, see --state"
             log.info("the run in %s has ended already", place, extra={"hint": hint})
             return
         show = print_json if as_json else _print_url
@@ -113,13 +136,14 @@ def serve(
             keys,
             cipher,
             settings,
-            saved,
+            journal,
+            Spool(place),
             tell,
             host=host,
             port=port,
             insecure_http=insecure_http,
         )
-        page = None if page_port is None else Page(server.look, page_port)
+        page = None if page_port is None else Page(server.look, page_port, journal.last_records(KEPT_ROUNDS))
         run(_serve(server, page), stop=server.stop, terminated_is_success=True)
 
 

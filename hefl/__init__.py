@@ -7,6 +7,7 @@ Clients train one model; the server adds their encrypted updates and sees none o
     announce, encrypt, aggregate, decrypt
                         one weighted mean of vectors, as bytes
     Trainer             what a model must do
+    RoundReport         what a callback on_round is told
     errors              every error, as one tree
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
     from hefl.errors import HeflError
+    from hefl.learner import RoundReport
     from hefl.simulation import Simulation, simulate
     from hefl.trainer import Trainer
     from hefl.weighted_mean import aggregate, announce, decrypt, encrypt
@@ -27,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HeflError",
     "PublicContext",
+    "RoundReport",
     "SecretContext",
     "Simulation",
     "Trainer",
@@ -41,6 +44,7 @@ __all__ = [
 _HOMES = {
     "HeflError": "hefl.errors",
     "PublicContext": "hefl.ckks.context",
+    "RoundReport": "hefl.learner",
     "SecretContext": "hefl.ckks.context",
     "Simulation": "hefl.simulation",
     "Trainer": "hefl.trainer",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
@@ -17,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hefl import protocol
+from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
 from hefl.errors import (
@@ -28,41 +26,21 @@ from hefl.errors import (
     StaleError,
     StateError,
     TamperError,
+    UnreachableError,
 )
 from hefl.files import replacing, storing
 from hefl.history import Announcement, Record
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
-from hefl.learner import Learner
+from hefl.learner import Learner, OnRound, tell
 from hefl.protocol import Join, MetricsReport, View, Welcome
 from hefl.updates import max_aggregate_bytes
+from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """One finished round, as this client saw it.
-
-    Attributes:
-        round: Its number; one more than the last training's is the closing exchange of metrics.
-        rounds: How many trainings the run has.
-        metrics: Averages over the clients, of the model that the round started from; empty in round 0.
-        verified: The aggregate proved that it is the announced sum.
-        bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
-        seconds: By phase; see timings.PHASES.
-    """
-
-    round: int
-    rounds: int
-    metrics: Metrics
-    verified: bool
-    bytes_up: int
-    bytes_down: int
-    seconds: Mapping[str, float]
 
 
 class Client:
@@ -71,16 +49,16 @@ class Client:
     Args:
         folder: The client's keys.
         learner: Its model and data.
-        state: A private folder, locked by the caller.
+        state: Its folder, locked by the caller.
         url: The server's; default: the folder's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
         report_metrics: Tell the server the averaged metrics of each model, for its page.
-        on_round: Is told each finished round.
+        on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
+            the run with a TrainerError.
 
     Raises:
         UsageError: As Connection.
-        StateError: The state is damaged.
         EngineError: ``plaintext`` beyond this machine.
     """
 
@@ -88,20 +66,22 @@ class Client:
         self,
         folder: ClientFolder,
         learner: Learner,
-        state: Path,
+        state: ClientState,
         *,
         url: str | None = None,
         connect_timeout_s: float = 30.0,
         insecure_http: bool = False,
         report_metrics: bool = False,
-        on_round: Callable[[RoundReport], None] = lambda report: None,
+        on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
-        self._nonce = _join_nonce(state)
-        self._connection = Connection(folder, url, self._nonce, connect_timeout_s, insecure_http=insecure_http)
+        self._connection = Connection(folder, url, state.join_nonce, connect_timeout_s, insecure_http=insecure_http)
         host = urlsplit(url).hostname or ""
         if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
-            raise EngineError(f"the engine 'plaintext' talks to loopback only, not to {host}")
+            raise EngineError(
+                f"the engine 'plaintext' talks to loopback only, not to {host}",
+                hint="between machines: --engine packed",
+            )
         self._folder = folder
         self._learner = learner
         self._state = state
@@ -112,7 +92,6 @@ class Client:
         self._news = asyncio.Event()
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
-        self._told: set[int] = set()  # sample weights that the server may announce for this client
         self._bytes_up = 0
 
     async def run(self) -> None:
@@ -143,12 +122,12 @@ class Client:
             precision_bits=terms.precision_bits,
             weighting=terms.weighting,
             num_examples=learner.announced_num_examples,
-            join_nonce=self._nonce,
+            join_nonce=self._state.join_nonce,
             layout=learner.layout.commitment(self._folder.secret),
             sealed_layout=learner.layout.seal(self._folder.secret),
             values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
         )
-        self._told.add(join.num_examples)
+        self._state.tell(join.num_examples)
         try:
             body = await self._connection.call("POST", "/v1/join", msgspec.json.encode(join))
         except protocol.OtherLayoutError as error:
@@ -165,10 +144,10 @@ class Client:
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
         """Name the first difference, which only a client can read."""
-        difference = self._learner.layout.difference(unseal(error.sealed_layout, self._folder.secret))
+        difference = self._learner.difference(unseal(error.sealed_layout, self._folder.secret))
         return LayoutError(
             f"this client's model differs from the other clients': {difference}",
-            hint="all clients train the same model: same tensors, same order, same metrics",
+            hint="all clients train the same model: same tensors, same order, same metrics, same --patience",
         )
 
     async def _poll(self) -> None:
@@ -195,33 +174,52 @@ class Client:
         return self._view
 
     async def _take_part(self, poll: asyncio.Task[None]) -> None:
-        version, first = -1, True
+        version = -1
         while True:
             view = await self._next_view(poll, version)
             version = view.version
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._connection.call("POST", "/v1/fetched")
+                await self._say_fetched()
+                self._say_how_it_ended(view)
                 return
             announcement = view.announcement
-            if announcement and self._is_asked(announcement, may_be_older=first) and not view.committed:
-                await self._answer(announcement)
-            first = False
+            if announcement and self._is_asked(announcement) and not view.committed:
+                await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
 
-    def _is_asked(self, announcement: Announcement, *, may_be_older: bool = False) -> bool:
-        """Whether this client is to answer; ``may_be_older`` than its process, which then cannot know what it told."""
+    def _say_how_it_ended(self, view: View) -> None:
+        """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
+        last, rounds = view.model.announcement.round if view.model else 0, self._welcome.rounds if self._welcome else 0
+        if view.model is None or last >= rounds:
+            return
+        if reason := self._learner.reason_to_stop:
+            log.info("stopped after round %d of %d: %s", last, rounds, reason)
+        else:
+            log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
+            log.warning("hint: the model is that of round %d; ask who runs the server why", last)
+
+    async def _say_fetched(self) -> None:
+        """Let the server go; one that has gone knew it already."""
+        try:
+            await self._connection.call("POST", "/v1/fetched")
+        except (UnreachableError, StaleError) as error:
+            log.info("the run is over, and this client has its model; %s", error)
+
+    def _is_asked(self, announcement: Announcement) -> bool:
+        """Whether this client is to answer: it takes part, and has not answered yet.
+
+        Raises:
+            ConflictError: It is of another run.
+            TamperError: It bears a sample weight that this client never told.
+        """
         if self._welcome and announcement.run != self._welcome.run:
             raise ConflictError("the server announces a round of another run than the one that this client joined")
         if (announcement.round, announcement.attempt) <= self._done:
             return False
         mine = next((p for p in announcement.participants if p.name == self._folder.name), None)
-        if mine is None or mine.join_nonce != self._nonce:
+        if mine is None or mine.join_nonce != self._state.join_nonce:
             return False
-        if mine.num_examples not in self._told and may_be_older:
-            log.warning("round %d was announced with a number of examples from before a restart", announcement.round)
-            self._done = (announcement.round, announcement.attempt)
-            return False
-        if mine.num_examples not in self._told:
+        if mine.num_examples not in self._state.told:
             raise TamperError(
                 f"the server announces {mine.num_examples} examples for {mine.name}, and this client never said so",
                 hint="a false weight could make the mean almost one client's own; do not go on with this server",
@@ -231,7 +229,7 @@ class Client:
 
     async def _answer(self, announcement: Announcement) -> None:
         """Do what is asked, and upload it; an attempt that is over by then was missed."""
-        path = self._state / "update.bin"
+        path = self._state.update
         try:
             size = await _work(self._write_update, path, announcement)
             with self._learner.timings.phase("upload"):
@@ -241,6 +239,14 @@ class Client:
             log.warning("round %(round)d was missed: %(why)s", {"round": announcement.round, "why": error})
         finally:
             path.unlink(missing_ok=True)
+        self._done = (announcement.round, announcement.attempt)
+
+    async def _decline(self, announcement: Announcement) -> None:
+        """Say that this client has had enough: it does not train any more."""
+        try:
+            await self._connection.call("POST", f"/v1/rounds/{announcement.round}/{announcement.attempt}/enough")
+        except StaleError:
+            return  # another attempt is open, or the closing exchange
         self._done = (announcement.round, announcement.attempt)
 
     def _write_update(self, path: Path, announcement: Announcement) -> int:
@@ -253,19 +259,19 @@ class Client:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
         headers = {
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
-            "Content-Length": str(size),
+            protocol.HEADER_DIGEST: read_digest(path).hex(),
         }
-        self._told.add(self._learner.announced_num_examples)
-        await self._connection.call("PUT", where, path, headers=headers)
+        self._state.tell(self._learner.announced_num_examples)
+        await self._connection.upload(where, path, size, headers, announcement.deadline_s)
         log.info("round %(round)d: sent %(kilobytes).1f kB", {"round": announcement.round, "kilobytes": size / 1e3})
 
     async def _take_records(self, view: View) -> None:
         """Fetch and accept each record that is news."""
-        for record in (view.model, view.closing):
-            if record is None or record.announcement.round <= self._taken:
+        for record in sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round):
+            if record.announcement.round <= self._taken:
                 continue
             self._check_record(record, closing=record is view.closing)
-            path = self._state / "aggregate.bin"
+            path = self._state.aggregate
             limit = max_aggregate_bytes(self._learner.engine, record.announcement)
             try:
                 with self._learner.timings.phase("download"):
@@ -274,10 +280,9 @@ class Client:
                     )
             except StaleError:
                 return  # the server has gone on, and the next view says where
-            metrics = await _work(self._learner.accept, path, record)
+            metrics = await _work(self._accept, record)
             self._taken = record.announcement.round
-            self._report(record, metrics, size)
-            path.unlink()
+            await self._report(record, metrics, size)
             await self._tell_metrics(record.announcement.round - 1, metrics)
 
     async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
@@ -291,6 +296,16 @@ class Client:
         except ProtocolError as error:
             log.warning("the server did not take the metrics of model %d: %s", model, error)
 
+    def _accept(self, record: Record) -> Metrics:
+        """Take the aggregate that has come, and keep it where it makes a new model."""
+        learner, path = self._learner, self._state.aggregate
+        before = learner.model and learner.model.arrays
+        metrics = learner.accept(path, record)
+        if learner.model and learner.model.arrays is not before:
+            self._state.keep(record, learner.layout, self._folder.secret)
+        path.unlink(missing_ok=True)
+        return metrics
+
     def _check_record(self, record: Record, *, closing: bool) -> None:
         """Refuse a record that is genuine, and of another run or of another kind than it is shown as."""
         announcement = record.announcement
@@ -299,21 +314,12 @@ class Client:
         if (announcement.exchange == "closing") != closing:
             raise ConflictError(f"the server shows a record of exchange {announcement.exchange!r} in another's place")
 
-    def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
+    async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:
             raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
-        self._on_round(
-            RoundReport(
-                round=record.announcement.round,
-                rounds=self._welcome.rounds,
-                metrics=metrics,
-                verified=self._learner.engine.verifies,
-                bytes_up=self._bytes_up if mine else 0,
-                bytes_down=bytes_down,
-                seconds=self._learner.timings.take(),
-            )
-        )
+        report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
+        await _work(tell, self._on_round, report)
 
 
 async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
@@ -344,20 +350,3 @@ async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwar
 
     threading.Thread(target=work, daemon=True).start()
     return await future
-
-
-def _join_nonce(state: Path) -> str:
-    """The nonce by which a server knows a restarted client; kept in the client's state."""
-    path = state / "session.json"
-    try:
-        saved = json.loads(path.read_bytes())["join_nonce"]
-        if isinstance(saved, str) and len(bytes.fromhex(saved)) == 16:
-            return saved
-        raise ValueError("not a nonce")
-    except FileNotFoundError:
-        nonce = os.urandom(16).hex()
-        with storing("the session"), replacing(path) as file:
-            file.write(json.dumps({"join_nonce": nonce}).encode())
-        return nonce
-    except (ValueError, KeyError, TypeError) as error:
-        raise StateError(f"{path} is damaged: {error}", hint="remove it; the client then joins as a new one") from error

@@ -9,6 +9,8 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,20 +19,35 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from hefl import protocol
-from hefl.errors import CertificateError, HeflError, KeysError, MalformedError, UnreachableError, UsageError
+from hefl.errors import CertificateError, HeflError, MalformedError, UnreachableError, UsageError, reason_of
 from hefl.files import replacing, storing
-from hefl.keys import tls
+from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
 
 log = logging.getLogger("hefl")
 
 READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
+PROBE_AFTER_S, PROBE_S = 0.2, 5.0
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
 
 T = TypeVar("T")
-Body = bytes | Path | None
-"""Nothing, JSON, or a file that is streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A file that is streamed from an offset on."""
+
+    path: Path
+    offset: int = 0
+
+
+Body = bytes | Rest | None
+"""Nothing, JSON, or a file."""
+
+
+class _Unavailable(Exception):  # noqa: N818 - not an error of hefl's: it is waited out
+    """The server cannot do it just now, as its refusal says."""
 
 
 class Connection:
@@ -62,7 +79,8 @@ class Connection:
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=True if self._insecure_http else tls.client_context(self._folder.path))
+        context = True if self._insecure_http else self._folder.credentials.client_context()
+        connector = aiohttp.TCPConnector(ssl=context)
         self._http = aiohttp.ClientSession(self.url, connector=connector, headers=self._headers, timeout=timeout)
         return self
 
@@ -86,6 +104,39 @@ class Connection:
 
         return await self._patiently(once)
 
+    async def upload(self, path: str, file: Path, size: int, headers: Mapping[str, str], patience_s: float) -> None:
+        """Send an update's file; after a break, only what the server does not have yet.
+
+        Args:
+            path: Where to.
+            file: The update.
+            size: Its length in bytes.
+            headers: Beside those of every request; they say the update's digest.
+            patience_s: How long to try again, where that is longer than connect_timeout_s, while the server answers and
+                cannot store it.
+
+        Raises:
+            HeflError: As ``call``.
+        """
+        first = True
+
+        async def once() -> None:
+            nonlocal first
+            offset = 0
+            if not first:
+                async with self._request("GET", path, headers=headers) as response:
+                    held = protocol.decode(await response.read(), protocol.Held)
+                if held.committed:
+                    return
+                offset = min(held.bytes, size)
+                log.info("the upload goes on at byte %d of %d", offset, size)
+            first = False
+            more = {protocol.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
+            async with self._request("PUT", path, Rest(file, offset), {**headers, **more}) as response:
+                await response.read()
+
+        await self._patiently(once, patience_s)
+
     async def download(self, path: str, target: Path, limit_bytes: int) -> int:
         """Fetch an answer's body into a file, whole or not at all; returns its size in bytes.
 
@@ -106,11 +157,13 @@ class Connection:
         self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         # The server refuses a hopeless upload before its bytes travel.
-        expect = isinstance(body, Path)
-        data = _chunks(body) if isinstance(body, Path) else body
+        expect = isinstance(body, Rest)
+        data = _chunks(body) if isinstance(body, Rest) else body
         async with self._http.request(method, path, data=data, headers=headers, expect100=expect) as response:
             self._answered = True
-            if response.status != 200:
+            if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                raise _Unavailable(str(protocol.error_of(await response.read(), response.status)))
+            if response.status != HTTPStatus.OK:
                 raise protocol.error_of(await response.read(), response.status)
             yield response
 
@@ -120,24 +173,28 @@ class Connection:
             async with asyncio.timeout(2), self._http.post("/v1/leave"):
                 pass
 
-    async def _patiently(self, exchange: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, exchange: Callable[[], Awaitable[T]], patience_s: float = 0.0) -> T:
         began, delay_s = time.monotonic(), FIRST_DELAY_S
         while True:
             try:
                 return await exchange()
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, _Unavailable) as error:
                 await self._raise_if_final(error)
-                reason, waited_s = str(error) or type(error).__name__, time.monotonic() - began
-                if waited_s >= self._connect_timeout_s:
+                reason, waited_s = _reason(error), time.monotonic() - began
+                answers = isinstance(error, _Unavailable)
+                limit_s = max(self._connect_timeout_s, patience_s if answers else 0.0)
+                if waited_s >= limit_s:
+                    did_not = "could not do it" if answers else "did not answer"
                     raise UnreachableError(
-                        f"{self.url} did not answer for {waited_s:.0f} s: {reason}",
+                        f"{self.url} {did_not} for {waited_s:.0f} s: {reason}",
                         hint="is the server running, and is its address right? See --server and --connect-timeout",
                     ) from error
                 if delay_s == FIRST_DELAY_S:
-                    log.info("%s does not answer (%s); trying again", self.url, reason)
+                    does_not = "cannot do it now" if answers else "does not answer"
+                    log.info("%s %s (%s); trying again", self.url, does_not, reason)
                 # Clients that lost one server should not all come back at once. Not cryptography.
                 jittered_s = delay_s * random.uniform(0.5, 1.0)  # noqa: S311
-                await asyncio.sleep(min(jittered_s, self._connect_timeout_s - waited_s))
+                await asyncio.sleep(min(jittered_s, limit_s - waited_s))
                 delay_s = min(2 * delay_s, LAST_DELAY_S)
 
     async def _raise_if_final(self, error: Exception) -> None:
@@ -145,11 +202,14 @@ class Connection:
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             raise await asyncio.to_thread(self._server_certificate_error, error) from error
         if isinstance(error, aiohttp.ClientConnectorSSLError):
-            raise CertificateError(f"{self.url} does not speak TLS 1.3 as hefl does: {error}") from error
+            raise CertificateError(
+                f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
+                hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
+            ) from error
         broken = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(
             error, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError)
         )
-        if broken and not self._answered and not self._insecure_http:
+        if broken and not self._answered and not self._insecure_http and await self._listens():
             # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
             raise CertificateError(
                 f"{self.url} closed the connection at the first request",
@@ -157,23 +217,36 @@ class Connection:
                 "and has it expired? The server's log may say more",
             ) from error
 
+    async def _listens(self) -> bool:
+        """Whether somebody takes connections; a server that has died closes them all, and takes none."""
+        parts = urlsplit(self.url)
+        await asyncio.sleep(PROBE_AFTER_S)
+        try:
+            async with asyncio.timeout(PROBE_S):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port or 443)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
+
     def _server_certificate_error(self, error: Exception) -> HeflError:
-        """Say whose certificate the server showed."""
-        parts, mine = urlsplit(self.url), self._folder.secret.identity
+        """Say what is wrong with the certificate that the server showed."""
+        parts = urlsplit(self.url)
         try:
             pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
-            holder = tls.holder_of_der(ssl.PEM_cert_to_DER_cert(pem), "the server's certificate")
-        except (OSError, ValueError, KeysError):
-            return CertificateError(f"{self.url} shows a certificate that is not of {mine}: {error}")
-        if holder.identity.federation != mine.federation:
+            der = ssl.PEM_cert_to_DER_cert(pem)
+        except (OSError, ValueError):
+            mine = self._folder.secret.identity
             return CertificateError(
-                f"the server at {self.url} is of {holder.identity}, and this client of {mine}",
-                hint="is it the right server? If so, copy this client's folder from the authority again",
+                f"{self.url} shows a certificate that is not of {mine}: {error}", hint="is it the right server?"
             )
-        return CertificateError(
-            f"{self.url} shows a certificate of {holder.identity} that does not hold: {error}",
-            hint="was it made for another --server-name, or has it expired?",
-        )
+        return server_fault(self.url, der, self._folder.credentials)
+
+
+def _reason(error: Exception) -> str:
+    """Why nobody answered, in a person's words."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return reason_of(cause) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
 
 
 async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:
@@ -187,8 +260,9 @@ async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -
     return received
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
+async def _chunks(rest: Rest) -> AsyncIterator[bytes]:
+    with rest.path.open("rb") as file:
+        file.seek(rest.offset)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 
@@ -198,12 +272,16 @@ def _check_url(url: str, *, insecure_http: bool) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"--server {url}: {error}") from error
+        raise UsageError(f"--server {url}: {error}", hint="such as https://127.0.0.1:8443") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
-        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}")
+        like = f"https://{url}" if "://" not in url and ":" in url else "https://127.0.0.1:8443"
+        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=f"such as {like}")
     if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
         raise UsageError(
             f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
         )
     if insecure_http and parts.scheme != "http":
-        raise UsageError(f"--insecure-http goes with an http:// URL, got {url}")
+        raise UsageError(
+            f"--insecure-http goes with an http:// URL, got {url}",
+            hint="name it with --server as 'hefl serve --insecure-http' prints it, or leave --insecure-http out",
+        )

@@ -1,6 +1,7 @@
-"""The server's live run: the round table with its clock, its sum and its folder. No HTTP.
+"""The server's live run: the round table with its clock, its sum, its journal and its files. No HTTP.
 
-State changes happen under one lock, in this order: look at the table, do the work, note the event.
+State changes happen under one lock, in this order: look at the table, do the work, note the event durably; and only
+then does anyone hear of it. What waits for a disk runs in a thread, so that uploads go on meanwhile.
 """
 
 from __future__ import annotations
@@ -17,31 +18,46 @@ from typing import Any
 from hefl import rounds
 from hefl.ckks.context import PublicContext
 from hefl.engine import Engine, check_terms
-from hefl.errors import ConflictError, HeflError, NameInUseError, NumExamplesError, StaleError, StateError
-from hefl.history import Announcement, genesis
-from hefl.params import POLL_S, SILENT_S
+from hefl.errors import (
+    ConflictError,
+    DiskFullError,
+    HeflError,
+    MalformedError,
+    NameInUseError,
+    NumExamplesError,
+    StaleError,
+    StateError,
+)
+from hefl.history import Announcement, Record
+from hefl.journal import Journal
+from hefl.params import KEEP_AGGREGATES, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
-from hefl.rounds import Phase
-from hefl.serverstate import ServerState
+from hefl.rounds import Phase, Run, Session
+from hefl.spool import Spool, Upload
 from hefl.timings import Timings
 from hefl.updates import Summation
+from hefl.wire import Frame
 
 log = logging.getLogger("hefl")
 
 REMIND_S = 15.0
 """How often a server that waits says for whom."""
 
+FULL_S = 1.0
+"""How long a server waits where its disk is full, before it tries again."""
+
 Emit = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What an operator decides of a run; times in seconds."""
+    """What an operator decides of a run; times in seconds. ``keep`` is how many of the last aggregates stay."""
 
     rounds: int = 20
     min_clients: int = 2
     join_wait_s: float = 2.0
     round_timeout_s: float = 60.0
+    keep: int = KEEP_AGGREGATES
 
 
 class Coordinator:
@@ -49,45 +65,43 @@ class Coordinator:
 
     Args:
         public: The server's context.
-        known: Names that may join.
         engine: Which clients must run too.
         settings: The operator's.
-        state: The run's folder, locked.
+        journal, spool: The run's, in a folder that is locked.
         emit: Is told every event, as a flat mapping.
     """
 
     def __init__(
         self,
         public: PublicContext,
-        known: tuple[str, ...],
         engine: Engine,
         settings: RunSettings,
-        state: ServerState,
+        journal: Journal,
+        spool: Spool,
         emit: Emit,
     ) -> None:
         self.engine = engine
-        self.run = rounds.Run(
-            run=state.run,
-            rounds=settings.rounds,
-            min_clients=settings.min_clients,
-            known=known,
-            head=genesis(public.identity, state.run),
-        )
+        self.spool = spool
         self._public = public
         self._settings = settings
-        self._state = state
+        self._journal = journal
         self._emit = emit
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._stopping = False
-        self._version = 0
-        self._seen: dict[str, float] = {}
         self._phase_since = self._enough_since = self._reminded = time.monotonic()
-        self._reference: Join | None = None
+        # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
+        self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
+        self._unheard = set(self.run.sessions)
         self._summation: Summation | None = None
         self._timings = Timings()
-        self._bytes_up = 0
         self._remarked: str | None = None
+        self._full = False
+
+    @property
+    def run(self) -> Run:
+        """The run as of the last durable event."""
+        return self._journal.now.run
 
     @property
     def ended(self) -> bool:
@@ -100,39 +114,78 @@ class Coordinator:
         async with self._changed:
             self._changed.notify_all()
 
+    async def resume(self) -> None:
+        """Go on where the journal ends: with the files that it names, and no others.
+
+        Raises:
+            StateError: A file that it names is missing or damaged.
+        """
+        run, announcement = self.run, self.run.announcement
+        needed = [record.digest for record in (run.model, run.closing) if record]
+        await asyncio.to_thread(self.spool.check, run.committed.values(), needed, self._kept())
+        if self._journal.resumed:
+            log.info("resumed run %s %s", run.run[:8], describe(run))
+        async with self._lock:
+            if announcement:
+                # Judged by the wall clock; one that went backwards gives no more than the whole time again.
+                elapsed_s = max(0.0, time.time() - self._journal.now.announced_at)
+                self._phase_since = time.monotonic() - elapsed_s
+                late = run.phase is Phase.COLLECTING and elapsed_s >= announcement.deadline_s
+                if late and run.committed.keys() != set(announcement.names):
+                    await self._abandon("its deadline passed while the server was away", frozenset())
+                else:
+                    await asyncio.to_thread(self._folded)
+            if self._settings.rounds > run.rounds:
+                log.info("the run goes on from %d to %d rounds", run.rounds, self._settings.rounds)
+                await self._apply(rounds.Extended(self._settings.rounds))
+
     # --- what time brings ---------------------------------------------------------------------------------------------
 
     async def tick(self, patience_s: float) -> None:
         """Do what is due; where that is nothing, wait for news, and for so long at most."""
-        version = self._version
-        await self._act()
+        version = self._journal.now.seq
+        try:
+            await self._act()
+            self._full = False
+        except DiskFullError as error:
+            if not self._full:
+                log.error("%s; trying again every %.0f s until there is room", error, FULL_S)
+            self._full, patience_s = True, FULL_S
         if time.monotonic() - self._reminded > REMIND_S:
             self.remind()
-        if self._version == version:
+        if self._journal.now.seq == version:
             await self._wait_for_news(version, patience_s)
 
     async def _wait_for_news(self, after: int, patience_s: float) -> None:
         async with self._changed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    await self._changed.wait_for(lambda: self._version > after or self._stopping)
+                    await self._changed.wait_for(lambda: self._journal.now.seq > after or self._stopping)
 
     async def _act(self) -> None:
         async with self._lock:
-            match rounds.decide(self.run, self._clock()):
+            if self.run.phase is Phase.SUMMING:
+                await self._publish()
+                return
+            clock = self._clock()
+            if self.run.phase is Phase.GATHERING and (self._unheard & self.run.sessions.keys()) - clock.silent:
+                return
+            match rounds.decide(self.run, clock):
                 case rounds.Announce() as decision:
                     await self._announce(decision)
                 case rounds.Close():
-                    await self._publish()
+                    await self._apply(rounds.Closed())
                 case rounds.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
+                case rounds.Stop():
+                    await self._stop_training()
                 case rounds.Finish():
                     await self._apply(rounds.Finished())
                 case rounds.End():
-                    self._state.end()
                     await self._apply(rounds.Ended())
-                    log.info("the run has ended after %(rounds)d rounds", {"rounds": self.run.rounds})
-                    self._emit({"event": "ended", "rounds": self.run.rounds})
+                    last = self.run.model.announcement.round if self.run.model else 0
+                    log.info("the run has ended after round %(round)d", {"round": last})
+                    self._emit({"event": "ended", "rounds": last})
 
     def remind(self) -> None:
         """Say whom the run waits for."""
@@ -166,29 +219,29 @@ class Coordinator:
 
     async def _apply(self, event: rounds.Event) -> None:
         before = self.run.phase
-        self.run = rounds.advance(self.run, event)
+        await asyncio.to_thread(self._journal.append, event)
+        await self._tell(before)
+
+    async def _tell(self, before: Phase) -> None:
+        """An event is durable: now it counts for the clock, and whoever waits for news may have them."""
         if self.run.phase is not before:
             self._phase_since = time.monotonic()
         if len(self.run.sessions) < self._settings.min_clients:
             self._enough_since = time.monotonic()
-        self._version += 1
         async with self._changed:
             self._changed.notify_all()
 
     async def _announce(self, decision: rounds.Announce) -> None:
-        if self._reference is None:
+        if self._journal.reference is None:
             raise StateError("an attempt without a layout")
         announcement = rounds.announcement_of(
             self.run,
             decision,
-            values=self._reference.values[decision.exchange],
+            values=self._journal.reference.values[decision.exchange],
             terms=self.engine.terms,
             deadline_s=self._settings.round_timeout_s,
         )
-        if announcement.round == 0:
-            self._state.begin()
         self._summation = await asyncio.to_thread(Summation, self._public, self.engine, announcement)
-        self._bytes_up = 0
         await self._apply(rounds.Announced(announcement))
         what = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
         remark = self.engine.remark(announcement.as_attempt())
@@ -216,48 +269,86 @@ class Coordinator:
         )
 
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
-        log.warning("round %(round)d: %(reason)s; trying again", {"round": self.run.next_round, "reason": reason})
-        self._summation = None
-        self._emit({"event": "abandoned", "round": self.run.next_round, "reason": reason})
+        number = self.run.next_round
         await self._apply(rounds.Abandoned(culprits))
+        log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
+        self._emit({"event": "abandoned", "round": number, "reason": reason})
+        self._summation = None
+        await asyncio.to_thread(self.spool.end_attempt)
+
+    async def _stop_training(self) -> None:
+        await self._apply(rounds.Stopped())
+        last, planned = self.run.next_round - 1, self.run.last_training
+        log.info("stopped after round %d of %d: the clients had enough", last, planned)
+        self._emit({"event": "stopped", "round": last, "rounds": planned})
+        self._summation = None
+        await asyncio.to_thread(self.spool.end_attempt)
 
     async def _publish(self) -> None:
-        """Close the attempt and write its aggregate."""
-        await self._apply(rounds.Closed())
-        summation, announcement = self._summation, self.run.announcement
-        if summation is None or announcement is None:
-            raise StateError("an attempt was closed without a sum")
-        number = announcement.round
-        self._summation = None
+        """Write the closed attempt's aggregate."""
+        announcement, committed = self._attempt(), self.run.committed
+        bytes_up = sum(self.spool.update(digest).stat().st_size for digest in committed.values())
         try:
-            with self._timings.phase("aggregate"):
-                record = await asyncio.to_thread(self._state.write_aggregate, number, summation)
+            record = await asyncio.to_thread(self._write_aggregate)
+        except DiskFullError:
+            raise  # the attempt is closed, and its sum waits for room
         except HeflError as error:
             await self._abandon(str(error), frozenset())
             return
         await self._apply(rounds.Published(record))
-        self._state.drop_aggregates_before(number - 1)
+        self._summation = None
+        await asyncio.to_thread(self._tidy)
         names, seconds = [m.name for m in record.members], self._timings.take()
         log.info(
             "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
             {
-                "round": number,
+                "round": announcement.round,
                 "in": len(names),
                 "of": len(announcement.names),
-                "kilobytes_up": self._bytes_up / 1e3,
+                "kilobytes_up": bytes_up / 1e3,
                 "aggregate_s": seconds["aggregate"],
             },
         )
         self._emit(
             {
                 "event": "round",
-                "round": number,
+                "round": announcement.round,
                 "in": names,
                 "missed": [n for n in announcement.names if n not in names],
-                "bytes_up": self._bytes_up,
+                "bytes_up": bytes_up,
                 "seconds": seconds,
             }
         )
+
+    def _attempt(self) -> Announcement:
+        if self.run.announcement is None:
+            raise StateError("no attempt is open")
+        return self.run.announcement
+
+    def _folded(self) -> Summation:
+        """The open attempt's sum; after a restart, or where it was given up, made again from the committed files."""
+        if self._summation is None:
+            summation = Summation(self._public, self.engine, self._attempt())
+            with self._timings.phase("aggregate"):
+                for name, digest in self.run.committed.items():
+                    summation.add(summation.open(self.spool.update(digest), name), name)
+            self._summation = summation
+        return self._summation
+
+    def _write_aggregate(self) -> Record:
+        summation, self._summation = self._folded(), None  # one that was cut short is not to be used again
+        with self._timings.phase("aggregate"):
+            return self.spool.write_aggregate(summation)
+
+    def _kept(self) -> set[str]:
+        """Digests of the aggregates that stay: the last ones, and those that a client who joins now needs."""
+        records = self._journal.last_records(self._settings.keep)
+        return {record.digest for record in (*records, self.run.model, self.run.closing) if record}
+
+    def _tidy(self) -> None:
+        """Remove what the end of a round makes useless."""
+        self.spool.end_attempt()
+        self.spool.keep_aggregates(self._kept())
 
     # --- what clients bring -------------------------------------------------------------------------------------------
 
@@ -269,14 +360,18 @@ class Coordinator:
         """
         async with self._lock:
             self._check_join(name, join)
-            if self._reference is None or (self.run.next_round == 0 and not self.run.sessions):
-                self._reference = join
-            if join.layout != self._reference.layout or join.values != self._reference.values:
+            reference = self._journal.reference
+            if reference and (join.layout, join.values) == (reference.layout, reference.values):
+                pass
+            elif reference is None or (self.run.next_round == 0 and not self.run.sessions):
+                await asyncio.to_thread(self._journal.refer, join)
+            else:
                 raise OtherLayoutError(
-                    f"{name}'s model has another layout than the other clients'", self._reference.sealed_layout
+                    f"{name}'s model has another layout than the other clients'", reference.sealed_layout
                 )
-            await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
-            self._seen[name] = time.monotonic()
+            if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
+                await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
+            self._hear(name)
         log.info(
             "%(client)s joined with %(num_examples)d examples", {"client": name, "num_examples": join.num_examples}
         )
@@ -288,7 +383,8 @@ class Coordinator:
         if join.num_examples > self.engine.max_num_examples:
             raise NumExamplesError(
                 f"client {name} has {join.num_examples} examples, "
-                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}"
+                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}",
+                hint="state fewer with --num-examples, in the same proportion at every client",
             )
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)
@@ -309,15 +405,22 @@ class Coordinator:
         if session is None:
             raise StaleError(f"{name} has not joined this run")
         if session.join_nonce != join_nonce:
-            raise NameInUseError(f"another process has joined as {name} since")
+            raise NameInUseError(
+                f"another process has joined as {name} since", hint="run one client with each client's folder"
+            )
+        self._hear(name)
+
+    def _hear(self, name: str) -> None:
         self._seen[name] = time.monotonic()
+        self._unheard.discard(name)
 
     async def view(self, name: str, after: int) -> View:
         """The run as one client needs to see it, once it is newer than version ``after``, or after POLL_S."""
         await self._wait_for_news(after, POLL_S)
-        run = self.run
+        now = self._journal.now
+        run = now.run
         return View(
-            version=self._version,
+            version=now.seq,
             phase=run.phase.value,
             announcement=run.announcement if run.phase is Phase.COLLECTING else None,
             committed=name in run.committed,
@@ -344,52 +447,118 @@ class Coordinator:
             raise ConflictError(f"{name} takes no part in this attempt")
         return announcement
 
-    async def commit(
-        self, name: str, announcement: Announcement, path: Path, size_bytes: int, next_num_examples: int
-    ) -> None:
-        """Add a stored update to the sum, once, however often it comes.
+    def is_committed(self, name: str, digest: str) -> bool:
+        """Whether this update of a client's is in the open attempt's sum.
+
+        Raises:
+            ConflictError: Another one of this client is.
+        """
+        committed = self.run.committed.get(name)
+        if committed not in (None, digest):
+            raise ConflictError(f"another update of {name} is committed in this attempt already")
+        return committed is not None
+
+    async def commit(self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int) -> None:
+        """Add a whole and durable upload to the sum, once.
 
         Raises:
             MalformedError, MismatchError, EngineError: It is not an update of this attempt; nothing has changed.
             StaleError: The attempt was closed meanwhile.
             ConflictError: Another update of this client is in the sum already.
+            DiskFullError: It cannot be stored; the upload stays.
         """
-        closed = StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
-        if self._summation is None or self.run.announcement is not announcement:
-            raise closed
-        frame = await asyncio.to_thread(self._summation.open, path, name)
         async with self._lock:
-            if self._summation is None or self.run.announcement is not announcement:
-                raise closed
-            event = rounds.Committed(name, frame.digest.hex(), next_num_examples)
-            rounds.advance(self.run, event)  # refuses what contradicts before it is added
-            if name not in self.run.committed:
-                with self._timings.phase("aggregate"):
-                    await asyncio.to_thread(self._summation.add, frame, name)
-                self._bytes_up += size_bytes
-                log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
-                self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": size_bytes})
-            await self._apply(event)
+            self._check_open(announcement)
+            summation = await asyncio.to_thread(self._folded)
+        frame = await asyncio.to_thread(summation.open, upload.path, name)
+        if frame.digest.hex() != upload.digest:
+            raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
+        async with self._lock:
+            self._check_open(announcement)
+            event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run.phase
+            if self.is_committed(name, upload.digest):
+                return
+            await asyncio.to_thread(self._take, frame, event)
+            log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
+            self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": upload.held_bytes})
+            await self._tell(before)
+
+    def _check_open(self, announcement: Announcement) -> None:
+        if self.run.phase is not Phase.COLLECTING or self.run.announcement != announcement:
+            raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+
+    def _take(self, frame: Frame, event: rounds.Committed) -> None:
+        """Fold an update in and commit it: in this order, for one that does not parse must not be committed."""
+        summation = self._folded()
+        try:
+            with self._timings.phase("aggregate"):
+                summation.add(frame, event.name)
+            with self.spool.keeping(event.name):
+                self._journal.append(event)
+        except MalformedError:
+            raise  # nothing of it was added
+        except BaseException:
+            self._summation = None  # it may hold what is not committed
+            raise
+
+    async def enough(self, name: str, announcement: Announcement) -> None:
+        """A participant will not train any more.
+
+        Raises:
+            StaleError: The attempt was closed meanwhile.
+            ConflictError: Its update is in the sum, or the attempt trains nothing.
+        """
+        async with self._lock:
+            if self.run.announcement is not announcement:
+                raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+            if name not in self.run.enough:
+                await self._apply(rounds.Enough(name))
+                log.info("round %d: %s has had enough", announcement.round, name)
 
     async def fetched(self, name: str) -> None:
         """A client has the last record."""
         async with self._lock:
-            await self._apply(rounds.Fetched(name))
+            if name not in self.run.fetched:
+                await self._apply(rounds.Fetched(name))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
         async with self._lock:
-            if not self.ended:
+            if name in self.run.sessions and not self.ended:
                 await self._apply(rounds.Left(name))
                 log.info("%(client)s left", {"client": name})
                 self._emit({"event": "left", "client": name})
 
+    async def know(self, names: tuple[str, ...]) -> None:
+        """Let these clients in from now on; whoever else is here has left."""
+        async with self._lock:
+            if self.ended or names == self.run.known:
+                return
+            gone = sorted(self.run.sessions.keys() - set(names))
+            await self._apply(rounds.Known(names))
+        for name in gone:
+            log.info("%s left: it is not on the server's list any more", name)
+            self._emit({"event": "left", "client": name})
+        self.remind()
+
     def aggregate(self, round_num: int) -> Path:
         """Where a round's aggregate is. Raises StaleError where it is not kept."""
-        if any(r and r.announcement.round == round_num for r in (self.run.model, self.run.closing)):
-            return self._state.aggregate(round_num)
+        records = self._journal.records(round_num - 1, 1)
+        if records and records[0].announcement.round == round_num:
+            path = self.spool.aggregate(records[0].digest)
+            if path.is_file():
+                return path
         raise StaleError(f"the aggregate of round {round_num} is not kept")
 
-    def new_upload(self, name: str) -> Path:
-        """A path for an upload of a client's; whoever takes it removes it."""
-        return self._state.new_upload(name)
+    def records(self, after: int) -> list[Record]:
+        """Records of the rounds after this one, in order, as many as one answer may have."""
+        return self._journal.records(after, RECORDS_AT_ONCE)
+
+
+def describe(run: Run) -> str:
+    """Where a run is, in words."""
+    if run.announcement is None:
+        return f"before round {run.next_round} ({run.phase.value})"
+    committed, asked = len(run.committed), len(run.announcement.names)
+    attempt = f"in round {run.next_round}, attempt {run.attempt}"
+    return f"{attempt}: {committed} of {asked} updates are in"

@@ -1,7 +1,8 @@
 """The demo: a key authority, a server and clients as real processes, over real TLS, on this machine.
 
-Every client keeps a trace of what it encrypted and what it decrypted, so that each round's global model can be held
-against numpy's weighted mean of the very updates that went into it.
+For comparison, the same model also trains on all of the clients' data at once. Every client keeps a trace of what it
+encrypted and what it decrypted, so that each round's global model can be held against numpy's weighted mean of the very
+updates that went into it.
 """
 
 from __future__ import annotations
@@ -14,16 +15,59 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from hefl.codec import Metrics
+from hefl.examples import load_example
+from hefl.examples.data import load_parts
+from hefl.examples.partition import Partition
 from hefl.keys import authority
 from hefl.plan import reduce_weights
 from hefl.processes import Children, Event, run_federation
+from hefl.trainer import GuardedTrainer
 
 log = logging.getLogger("hefl")
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 Progress = Callable[[str, int, int], None]
-"""Is told engine, finished rounds and all rounds."""
+"""Is told which training, finished rounds and all rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the demo trains.
+
+    Attributes:
+        data: One of params.DATA_SETS.
+        clients: How many share it.
+        partition: How they share it.
+        rounds: Trainings.
+        seed: For the training and the initial parameters.
+    """
+
+    data: str
+    clients: int
+    partition: Partition
+    rounds: int
+    seed: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The clients' names, in the order of their parts."""
+        return client_names(self.clients)
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who has which data.
+
+    Attributes:
+        labels: How many training examples of each label a client has, by client.
+        validation: How many examples validate, the same for every client.
+    """
+
+    labels: Mapping[str, Sequence[int]]
+    validation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +96,25 @@ def client_names(count: int) -> tuple[str, ...]:
     return tuple(NAMES[i] if i < len(NAMES) else f"client-{i + 1}" for i in range(count))
 
 
-def run_training(
-    folder: Path, data: str, clients: int, rounds: int, seed: int, engine: str, progress: Progress
-) -> Training:
+def share_data(task: Task) -> Shares:
+    """Share the data as the clients will.
+
+    Raises:
+        UsageError: Some client is left with too few examples.
+    """
+    names = dict(enumerate(task.names, 1))
+    splits = load_parts(task.data, task.clients, task.partition, names=names)
+    labels = [np.bincount(split.labels, minlength=split.classes).tolist() for split in splits]
+    return Shares(dict(zip(task.names, labels, strict=True)), len(splits[0].validation_labels))
+
+
+def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> Training:
     """Train once, with keys and traces in ``folder``, which the caller removes.
 
     Raises:
-        UsageError: The data cannot be shared among so many clients.
         HeflError: A process failed; says which, and what it said.
     """
-    names = client_names(clients)
+    names, rounds = task.names, task.rounds
     keys = folder / "keys"
     authority.create(keys, names, ("127.0.0.1",))
     page = [] if engine == "plaintext" else ["--page-port", "0"]
@@ -70,7 +123,8 @@ def run_training(
         name: [
             *common,
             "--report-metrics",
-            *("--data", f"{data}:{i + 1}/{clients}", "--seed", str(seed)),
+            *("--data", f"{task.data}:{i + 1}/{task.clients}", "--partition", str(task.partition)),
+            *("--seed", str(task.seed)),
             *("--save", str(folder / f"{name}.npz"), "--trace", str(folder / "trace" / name)),
         ]
         for i, name in enumerate(names)
@@ -87,6 +141,23 @@ def run_training(
     models = {name: _load(folder / f"{name}.npz") for name in names}
     worst, exact = _compare(folder / "trace", names, rounds)
     return Training(engine, said.pop("server"), said, models, worst, exact)
+
+
+def train_pooled(task: Task, progress: Progress) -> list[Metrics]:
+    """Train the same model for as many rounds and epochs on all of the training rows, in this process.
+
+    Returns:
+        Metrics of models 0 to ``rounds``, on the rows that validate for the clients too.
+    """
+    trainer = GuardedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
+    arrays = trainer.initial()
+    with threadpool_limits(1):
+        metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0))]
+        for number in range(1, task.rounds + 1):
+            arrays, _ = trainer.fit(arrays, number)
+            metrics.append(dict(trainer.evaluate(arrays, number)))
+            progress("pooled", number, task.rounds)
+    return metrics
 
 
 def _compare(trace: Path, names: Sequence[str], rounds: int) -> tuple[float, bool | None]:

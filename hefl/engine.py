@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Codec, Sum
-from hefl.errors import EngineError
+from hefl.errors import EngineError, TamperError
 from hefl.layout import Layout
 from hefl.params import ENGINES, PRECISION_BITS
 
@@ -213,4 +213,23 @@ def check_terms(engine: Engine, terms: Terms, whose: str) -> None:
             raise EngineError(
                 f"{whose} uses {what} {there!r}, and this side {what} {here!r}",
                 hint=f"give all clients and the server the same --{what}",
+            )
+
+
+def check_members(members: Sequence[Member], announced: Mapping[str, int]) -> None:
+    """Refuse a sum's members that are not distinct, announced, and of the announced weights.
+
+    Raises:
+        TamperError: Names the check that they did not pass.
+    """
+    names = [m.name for m in members]
+    if not names or len(set(names)) != len(names):
+        raise TamperError("the sum names no client, or one of them twice", check="names-distinct")
+    for m in members:
+        if m.name not in announced:
+            raise TamperError(f"{m.name!r} is in the sum and was not announced", check="names-announced")
+        if m.weight != announced[m.name]:
+            raise TamperError(
+                f"{m.name!r} weighs {m.weight} in the sum, and {announced[m.name]} was announced",
+                check="weights-announced",
             )

@@ -28,6 +28,8 @@
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
     ├── StateError                  1   a state folder that cannot be used
+    │   └── DiskFullError               no room on the disk; it may be made
+    ├── ModelFileError              1   a file that holds no model
     ├── TrainerError                1   the user's trainer failed or does not fit
     └── KernelError                 1   compiled code or a random source that fails its check
 
@@ -37,6 +39,9 @@ is known.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from typing import ClassVar
 
 
@@ -45,17 +50,18 @@ class HeflError(Exception):
 
     Args:
         message: What failed, the constraint and the value; lower case, no full stop.
-        hint: The way out, where there is one.
+        hint: The way out, where there is one; default: the class's.
 
-    ``exit_code`` is the command's, ``http_status`` the server's answer.
+    ``exit_code`` is the command's, ``http_status`` the server's answer, ``way_out`` a hint that is always right.
     """
 
     exit_code: ClassVar[int] = 1
     http_status: ClassVar[int] = 500
+    way_out: ClassVar[str | None] = None
 
     def __init__(self, message: str = "", *, hint: str | None = None) -> None:
         self.message = message or (type(self).__doc__ or type(self).__name__).splitlines()[0].rstrip(".").lower()
-        self.hint = hint
+        self.hint = hint or self.way_out
         super().__init__(self.message)
 
 
@@ -70,6 +76,7 @@ class KeysError(HeflError):
 
     exit_code = 3
     http_status = 403
+    way_out = "copy the folder from the key authority again, whole"
 
 
 class KeyFileError(KeysError):
@@ -106,9 +113,13 @@ class ParametersError(HeflError):
 class VersionError(ParametersError):
     """The other side speaks another version of the protocol or the wire format."""
 
+    way_out = "install the same version of hefl on both sides"
+
 
 class EngineError(ParametersError):
     """The engines differ, or this engine is not allowed here."""
+
+    way_out = "start the server and all clients with the same --engine"
 
 
 class NumExamplesError(ParametersError):
@@ -132,42 +143,72 @@ class OutOfRangeError(UpdateError):
 
 
 class ProtocolError(HeflError):
-    """The peer broke the protocol."""
+    """The peer broke the protocol.
+
+    ``check`` names what it did not pass. Those of a whole class are ``protocol``, ``form``, ``attempt``, ``conflict``
+    and ``range``; a TamperError names its own.
+    """
 
     exit_code = 4
     http_status = 400
+    check: str = "protocol"
+    way_out = (
+        "start again; if that does not help, the other side runs another hefl, or something between alters what is sent"
+    )
 
 
 class MalformedError(ProtocolError):
     """Bytes that do not parse, or too few of them, or too many."""
+
+    check = "form"
 
 
 class StaleError(ProtocolError):
     """Something of another round or attempt."""
 
     http_status = 410
+    check = "attempt"
 
 
 class ConflictError(ProtocolError):
     """Something that contradicts what was said before."""
 
     http_status = 409
+    check = "conflict"
 
 
 class TamperError(ProtocolError):
-    """The aggregate is not the announced weighted sum of this attempt's updates.
+    """The server lied: of a sum, of who is in it, or of what has happened.
 
-    ``check`` names what failed: ``names-distinct``, ``names-announced``, ``weights-announced``, ``own-seed``,
-    ``own-weight``, ``tag``.
+    ``check`` is one of TAMPER_CHECKS.
     """
 
-    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "") -> None:
+    way_out = "do not go on with this server before whoever runs it knows why"
+
+    def __init__(self, message: str = "", *, hint: str | None = None, check: str = "tag") -> None:
         self.check = check
         super().__init__(message, hint=hint)
 
 
+TAMPER_CHECKS = (
+    "names-distinct",
+    "names-announced",
+    "names-ordered",
+    "weights-announced",
+    "enough-members",
+    "own-seed",
+    "own-weight",
+    "record",
+    "tag",
+)
+"""What a client checks before it believes a sum; each refuses alone."""
+
+
 class UploadError(ProtocolError):
     """A participant's upload is out of range; the sum is genuine, and means nothing."""
+
+    check = "range"
+    way_out = "look into the logs of the other clients: one of them sent what hefl never sends"
 
 
 class UnreachableError(HeflError):
@@ -194,6 +235,18 @@ class ExistsError(HeflError):
 class StateError(HeflError):
     """A state folder that cannot be used."""
 
+    way_out = "name another folder with --state"
+
+
+class DiskFullError(StateError):
+    """The disk is full."""
+
+    http_status = 503
+
+
+class ModelFileError(HeflError):
+    """A file that should hold a model, and cannot be read as one."""
+
 
 class TrainerError(HeflError):
     """The trainer failed, or does not do what a trainer must."""
@@ -201,6 +254,15 @@ class TrainerError(HeflError):
 
 class KernelError(HeflError):
     """Compiled code or a source of randomness failed its check."""
+
+    way_out = "nothing was sent; install the versions that constraints.txt names, and report it"
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused, in lower case."""
+    if error.errno and error.errno in errno.errorcode and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno).lower()
+    return (error.strerror or str(error) or type(error).__name__).lower()
 
 
 def _tree(root: type[HeflError]) -> dict[str, type[HeflError]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from hefl.errors import ExistsError, KeyFileError, StateError
+from hefl.errors import DiskFullError, ExistsError, KeyFileError, StateError, reason_of
 
 
 def create_private(path: Path) -> BinaryIO:
@@ -23,7 +23,7 @@ def create_private(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise ExistsError(f"{path} exists already") from error
+        raise ExistsError(f"{path} exists already", hint="move it away, or name another place") from error
     os.fchmod(descriptor, 0o600)  # whatever the umask takes away
     return os.fdopen(descriptor, "wb")
 
@@ -76,15 +76,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def storing(what: str) -> Iterator[None]:
-    """Turn a full or broken disk into a StateError that names what was to be stored. Network errors pass through."""
+    """Turn a broken disk into a StateError that names what was to be stored, a full one into a DiskFullError.
+
+    Network errors pass through.
+    """
     try:
         yield
     except OSError as error:
         if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__ != "builtins":
             raise
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "make room on the disk" if full else None
-        raise StateError(f"{what} cannot be stored: {error.strerror}", hint=hint) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full(what) from error
+        hint = "name a place that you may write to"
+        raise StateError(f"{what} cannot be stored: {reason_of(error)}", hint=hint) from error
+
+
+def disk_full(what: str) -> DiskFullError:
+    """What a full disk means to a user."""
+    return DiskFullError(f"{what} cannot be stored: no space left on the disk", hint="make room on the disk")
 
 
 def sync_folder(folder: Path) -> None:
@@ -94,6 +103,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make the entries of a folder and of all folders in it durable."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
 
 
 def read_private(path: Path, limit_bytes: int) -> bytes:
@@ -135,7 +151,9 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
-        raise StateError(f"the folder {path} cannot be used: {error.strerror}") from error
+        raise StateError(
+            f"the folder {path} cannot be used: {reason_of(error)}", hint="name another with --state"
+        ) from error
     return path
 
 
@@ -146,7 +164,8 @@ def locked(folder: Path, holder: str) -> Iterator[None]:
     Raises:
         StateError: Another process holds it.
     """
-    with (folder / "lock").open("ab") as file:
+    descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

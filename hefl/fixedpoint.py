@@ -238,7 +238,7 @@ class FixedPointCodec:
             self._refuse(tensor, array.reshape(-1), math.inf)
 
     def _mean(self, tensor: Tensor, sums: I64, exponent: int, total: int) -> NDArray[Any]:
-        if tensor.kind == "integer":
+        if tensor.whole:
             whole, rest = np.divmod(sums, total)
             # Half to even: up where the rest is more than half, or half beside an odd number.
             whole += (2 * rest > total) | ((2 * rest == total) & (whole % 2 != 0))

@@ -24,6 +24,9 @@ Kind = Literal["parameter", "buffer", "integer"]
 """A trained floating tensor; a floating tensor that is not trained, such as running statistics; whole numbers."""
 
 
+_NAMES_AND_KINDS = "a trainer's names and kinds have one for each array of get_parameters; see hefl.trainer.Trainer"
+
+
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One array of a model: its name, dtype (numpy's name, native byte order), shape and kind."""
 
@@ -36,6 +39,11 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether its mean is rounded to a whole number."""
+        return np.dtype(self.dtype).kind in "iu"
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.dtype} {self.shape} ({self.kind})"
@@ -64,7 +72,10 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             LayoutError: Their number, a dtype or a shape differs; names the first.
         """
         if len(arrays) != len(self.tensors):
-            raise LayoutError(f"the model has {len(self.tensors)} tensors, and {len(arrays)} came")
+            raise LayoutError(
+                f"the model has {len(self.tensors)} tensors, and {len(arrays)} came",
+                hint="the trainer's fit must return as many arrays as get_parameters",
+            )
         for tensor, array in zip(self.tensors, arrays, strict=True):
             if array.shape != tensor.shape or array.dtype.name != tensor.dtype:
                 raise LayoutError(
@@ -91,14 +102,13 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         arrays, at = [], 0
         for tensor in self.tensors:
             part = vector[at : at + tensor.size].reshape(tensor.shape)
-            arrays.append((np.rint(part) if tensor.kind == "integer" else part).astype(tensor.dtype))
+            arrays.append((np.rint(part) if tensor.whole else part).astype(tensor.dtype))
             at += tensor.size
         return arrays
 
     def widened(self) -> Layout:
-        """The same tensors with floating ones as float64."""
-        wide = (t if t.kind == "integer" else msgspec.structs.replace(t, dtype="float64") for t in self.tensors)
-        return Layout(tuple(wide), self.metrics)
+        """The same tensors, kinds and all, as float64: means before they are rounded to a tensor's own type."""
+        return Layout(tuple(msgspec.structs.replace(t, dtype="float64") for t in self.tensors), self.metrics)
 
     def locate(self, index: int) -> str:
         """The tensor that holds value ``index`` of the flat vector, for a message."""
@@ -181,14 +191,21 @@ def describe(
     names = [str(i) for i in range(len(arrays))] if names is None else list(names)
     kinds = [None] * len(arrays) if kinds is None else list(kinds)
     if len(names) != len(arrays) or len(kinds) != len(arrays):
-        raise LayoutError(f"{len(arrays)} arrays came with {len(names)} names and {len(kinds)} kinds")
+        raise LayoutError(
+            f"{len(arrays)} arrays came with {len(names)} names and {len(kinds)} kinds", hint=_NAMES_AND_KINDS
+        )
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
-        raise LayoutError(f"two tensors are named {twice!r}")
+        raise LayoutError(f"two tensors are named {twice!r}", hint=_NAMES_AND_KINDS)
     if unknown := next((kind for kind in kinds if kind is not None and kind not in get_args(Kind)), None):
-        raise LayoutError(f"a tensor's kind is one of {', '.join(get_args(Kind))}, got {unknown!r}")
+        raise LayoutError(
+            f"a tensor's kind is one of {', '.join(get_args(Kind))}, got {unknown!r}", hint=_NAMES_AND_KINDS
+        )
     if len(metrics) > MAX_METRICS:
-        raise LayoutError(f"{len(metrics)} metrics are more than the {MAX_METRICS} that may travel")
+        raise LayoutError(
+            f"{len(metrics)} metrics are more than the {MAX_METRICS} that may travel",
+            hint="let the trainer's evaluate return fewer",
+        )
     tensors = []
     for name, kind, array in zip(names, kinds, arrays, strict=True):
         if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
@@ -198,11 +215,16 @@ def describe(
             )
         whole = array.dtype.kind in "iu"
         if kind is not None and (kind == "integer") != whole:
-            raise LayoutError(f"tensor {name!r} is {array.dtype.name} and cannot be of kind {kind!r}")
+            raise LayoutError(
+                f"tensor {name!r} is {array.dtype.name} and cannot be of kind {kind!r}", hint=_NAMES_AND_KINDS
+            )
         tensors.append(Tensor(name, array.dtype.name, array.shape, kind or ("integer" if whole else "parameter")))
     layout = Layout(tuple(tensors), tuple(metrics))
     if not 1 <= layout.size <= MAX_VALUES:
-        raise LayoutError(f"the model has {layout.size} values; from 1 to {MAX_VALUES} can be averaged")
+        raise LayoutError(
+            f"the model has {layout.size} values; from 1 to {MAX_VALUES} can be averaged",
+            hint="let the trainer's get_parameters return those that are trained",
+        )
     return layout
 
 

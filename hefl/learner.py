@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -15,13 +16,15 @@ from hefl import wire
 from hefl.ckks.context import SecretContext
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
-from hefl.errors import LayoutError, StaleError, TamperError, UploadError
-from hefl.files import replacing, storing
+from hefl.errors import LayoutError, StaleError, TamperError, TrainerError, UploadError
+from hefl.files import replacing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
+from hefl.modelfile import read_model, write_model
 from hefl.params import CLIENT_WEIGHT_BITS
+from hefl.patience import Patience, Progress, of_layout, without
 from hefl.timings import Timings
-from hefl.trainer import GuardedTrainer, Trainer
+from hefl.trainer import GuardedTrainer, Trainer, blaming
 from hefl.updates import read_aggregate, write_update
 from hefl.weighting import ClientWeightedCodec
 
@@ -43,6 +46,50 @@ class GlobalModel:
     scales: Scales = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One finished round, as one client saw it: what ``on_round`` is called with.
+
+    Attributes:
+        round: Its number, from 0. Round 0 hands out the initial model; the one after the last training is a closing
+            exchange of metrics only.
+        rounds: How many trainings the run was to have.
+        metrics: By name, averaged over the clients' validation data: of the model that the round started from, which
+            is that of the round before. Empty in round 0; None where no client had a number.
+        verified: The aggregate proved that it is the announced sum.
+        bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
+        seconds: What this client spent, by phase; see timings.PHASES.
+    """
+
+    round: int
+    rounds: int
+    metrics: Metrics
+    verified: bool
+    bytes_up: int
+    bytes_down: int
+    seconds: Mapping[str, float]
+
+
+OnRound = Callable[[RoundReport], object]
+"""A user's callback."""
+
+
+def tell(on_round: OnRound, report: RoundReport) -> None:
+    """Call a user's callback.
+
+    Raises:
+        TrainerError: It raised; says what, and the traceback stays attached.
+        BrokenPipeError: Whoever read what it prints has gone.
+    """
+    try:
+        with blaming("on_round"):
+            on_round(report)
+    except TrainerError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            raise error.__cause__ from None
+        raise
+
+
 class Learner:
     """One client's side of the training.
 
@@ -53,6 +100,9 @@ class Learner:
         engine: Which must be the server's too.
         seed: For the trainer; never reaches cryptography.
         num_examples: Overrides the trainer's.
+        initial: A file of the model to start from, in place of the trainer's own arrays; see modelfile.
+        save_best: Where the best global model so far is kept, as soon as its averaged loss is known.
+        patience: Stop after so many rounds without a better averaged validation loss; None never does.
         trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
 
     Attributes:
@@ -60,6 +110,7 @@ class Learner:
         layout: The model's tensors and metrics.
         num_examples: The sample weight, as the last ``fit`` stated it.
         model: The last global model, None before round 0 is over.
+        progress: How its averaged loss has gone, as far as this client has seen it, or all have told each other.
     """
 
     def __init__(
@@ -71,6 +122,9 @@ class Learner:
         *,
         seed: int = 0,
         num_examples: int | None = None,
+        initial: Path | None = None,
+        save_best: Path | None = None,
+        patience: int | None = None,
         trace: Path | None = None,
     ) -> None:
         self.name = name
@@ -84,21 +138,47 @@ class Learner:
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
-        self._codec = self._make_codec(self.layout)
+        self._initial_file = initial
+        if initial:
+            self._initial = read_model(initial, self.layout)
+        self._save_best = save_best
+        self._patience = Patience(patience) if patience else None
+        self._hidden = self._patience.metrics if self._patience else ()
+        self.layout = msgspec.structs.replace(self.layout, metrics=(*self.layout.metrics, *self._hidden))
+        self.progress = Progress()
+        self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
         self._sent: tuple[bytes, set[bytes]] = (b"", set())
-
-    def _make_codec(self, layout: Layout) -> Codec:
-        codec = self.engine.codec(layout)
-        if not self._own_weights:
-            return codec
-        return ClientWeightedCodec(codec, self.engine.terms.precision_bits, lambda: self.num_examples)
 
     @property
     def announced_num_examples(self) -> int:
         """The sample weight that the server is told: 1 where it must not learn it."""
         return 1 if self._own_weights else self.num_examples
+
+    def has_enough(self, announcement: Announcement) -> bool:
+        """Whether it is time to stop, and a training that is announced is not to be answered with an update."""
+        return (
+            announcement.exchange == "training"
+            and self._patience is not None
+            and self._patience.is_over(self.progress)
+            and self.model is not None
+            and self.model.round == announcement.round - 1
+        )
+
+    @property
+    def reason_to_stop(self) -> str | None:
+        """Why no more training makes sense, or None."""
+        if self._patience is None or not self._patience.is_over(self.progress):
+            return None
+        return f"no better validation loss for {self._patience.rounds} rounds"
+
+    def difference(self, other: Layout) -> str | None:
+        """The first difference between this client's layout and another's, in words."""
+        mine, theirs = of_layout(self.layout.metrics), of_layout(other.metrics)
+        if self.layout.tensors == other.tensors and mine != theirs:
+            return f"{mine} here and {theirs} there"
+        return self.layout.difference(other)
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector that this model makes for an exchange."""
@@ -125,7 +205,10 @@ class Learner:
         check_terms(self.engine, announcement.terms, "the server")
         expected = self.values(announcement.exchange)
         if announcement.values != expected:
-            raise LayoutError(f"the server announces {announcement.values} values, and this model makes {expected}")
+            raise LayoutError(
+                f"the server announces {announcement.values} values, and this model makes {expected}",
+                hint="all clients train the same model, with the same engine and --precision as the server",
+            )
 
     def _check_own(self, record: Record) -> None:
         """In a sum of an attempt that this client has encrypted for, its own update stands as it made it, or not."""
@@ -156,7 +239,8 @@ class Learner:
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
         with self.timings.phase("evaluate"), threadpool_limits(1):
-            return self._trainer.evaluate(model.arrays, model.round)
+            metrics = self._trainer.evaluate(model.arrays, model.round)
+        return metrics | self._patience.tell(self.progress) if self._patience else metrics
 
     def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
         """Evaluate and train; a second attempt at a round uses the first one's result."""
@@ -177,6 +261,7 @@ class Learner:
     def accept(self, source: wire.Source, record: Record) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
+        Where the model that the round started from turns out to be the best so far, it is saved.
         The metrics are of the model that the round started from. Where a participant's upload made the sum useless,
         the round counts and the model stays, for every client alike; then there are no metrics.
 
@@ -187,22 +272,52 @@ class Learner:
         announcement = record.announcement
         self._check(announcement)
         self._check_own(record)
+        before = self.model if self.model and self.model.round == announcement.round - 1 else None
+        first = self.model is None
         try:
             with self.timings.phase("decrypt"):
-                return self._accept(
+                metrics = self._accept(
                     read_aggregate(source, self._secret, self.engine, announcement, record), announcement
                 )
         except UploadError as error:
-            if self.model is None or self.model.round != announcement.round - 1:
+            if before is None:
                 raise
             log.error("round %d changes nothing: %s", announcement.round, error.message)
-            if announcement.exchange == "training":
-                self.model = replace(self.model, round=announcement.round)
-            return dict.fromkeys(self.layout.metrics)
+            self.model = replace(before, round=announcement.round)
+            self.progress = self.progress.after(None)
+            return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
+        if first and self._initial_file:
+            self._say_whether_used(self._initial_file, record)
+        if announcement.exchange != "initial":
+            self._note_loss(metrics, before)
+        return without(metrics, self._hidden)
+
+    def _note_loss(self, metrics: Metrics, model: GlobalModel | None) -> None:
+        """Take the progress from what everyone told, and keep the model that the loss is of, if it is the best."""
+        told = self._patience.read(metrics) if self._patience else self.progress
+        self.progress = told.after(metrics["loss"])
+        if self._save_best and model and self.progress.since == 0:
+            write_model(self._save_best, self.layout, model.arrays)
+            log.info("%s holds model %d, the best so far", self._save_best, model.round)
+
+    def _say_whether_used(self, file: Path, record: Record) -> None:
+        """Say, at the first record, whether the run starts from the file that this client was told to start from."""
+        number, arrays = record.announcement.round, self.model.arrays if self.model else []
+        if number > 0:
+            log.warning("--init %s is not used: the run began before, and is in round %d", file, number + 1)
+        elif all(a.tobytes() == b.tobytes() for a, b in zip(arrays, self._initial, strict=True)):
+            log.info("the run starts from the model in %s", file)
+        else:
+            log.warning("--init %s is not used: the run starts from %s's model", file, record.members[0].name)
+            log.warning("hint: give the same --init to every client; the first by name is asked first")
 
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
         if announcement.exchange == "closing":
-            return self._codec.decode_metrics(total)
+            metrics = self._codec.decode_metrics(total)
+            if self.model:
+                # The same model stands after it: a run that is extended goes on from there.
+                self.model = replace(self.model, round=announcement.round)
+            return metrics
         self.model, metrics = self._decode(total, announcement)
         return metrics
 
@@ -214,19 +329,27 @@ class Learner:
         self._trace_received(total, before, announcement)
         return GlobalModel(announcement.round, arrays, scales), metrics
 
+    def report(self, record: Record, rounds: int, metrics: Metrics, bytes_up: int, bytes_down: int) -> RoundReport:
+        """What became of a round, and the time that it took since the last report."""
+        return RoundReport(
+            round=record.announcement.round,
+            rounds=rounds,
+            metrics=metrics,
+            verified=self.engine.verifies,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            seconds=self.timings.take(),
+        )
+
     def save(self, path: Path) -> None:
-        """Write the global model as .npz: names, shapes and dtypes as the trainer has them; no pickle.
+        """Write the global model: names, shapes and dtypes as the trainer has them; see modelfile.
 
         Raises:
             StaleError: There is none yet.
         """
         if self.model is None:
             raise StaleError("there is no global model to save yet")
-        with storing("the model"), replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-            for tensor, array in zip(self.layout.tensors, self.model.arrays, strict=True):
-                # np.savez takes names as keywords, and could not save a tensor that is named "file".
-                with archive.open(f"{tensor.name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, array, allow_pickle=False)
+        write_model(path, self.layout, self.model.arrays)
 
     def _trace_sent(self, arrays: Arrays, vector: Vector, announcement: Announcement) -> None:
         """Keep a trained model as it was, and as it is encrypted."""
@@ -239,6 +362,16 @@ class Learner:
         """Keep a global model before its numbers are rounded to the layout's types, and the sum that it was made of."""
         if self._trace:
             wide = self.layout.widened()
-            model = wide.flatten(self._make_codec(wide).decode_model(total, scales)[0])
+            model = wide.flatten(
+                make_codec(self.engine, wide, lambda: self.num_examples).decode_model(total, scales)[0]
+            )
             with replacing(self._trace / f"received-{announcement.round}.npz") as file:
                 np.savez(file, model=model, vector=total.vector, total_weight=total.total_weight)
+
+
+def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
+    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
+    codec = engine.codec(layout)
+    if engine.terms.weighting == "server":
+        return codec
+    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

@@ -13,6 +13,9 @@ DEFAULT_ENGINE = "packed"
 WEIGHTINGS = ("server", "client")
 """Who multiplies an update by its sample weight."""
 
+DATA_SETS = ("iris", "digits", "breast_cancer", "wine")
+"""The examples' data."""
+
 NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 """Clients' names, whole."""
 
@@ -27,12 +30,23 @@ MAX_VALUES = 2**31
 MAX_METRICS = 64
 METRIC_RANGE = 2.0**6
 """Metrics beyond this saturate, and the client says so."""
+LOSS_STEP = 2.0**-20
+"""Losses are compared in such steps: what an approximate engine adds to an average is far smaller."""
 
 SILENT_S = 10.0
 """A client that has not been heard of for so long is taken for dead until it calls again."""
 
+EXPIRY_NOTICE_DAYS = 30
+"""A certificate that expires within so many days is announced."""
+
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
+
+KEEP_AGGREGATES = 3
+"""So many of the last aggregates stay, at the server and at each client."""
+
+RECORDS_AT_ONCE = 32
+"""A record has up to 300 kB, with as many clients as there may be: an answer stays under 10 MB."""
 
 
 @dataclass(frozen=True, slots=True)

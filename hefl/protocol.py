@@ -2,13 +2,17 @@
 
     POST /v1/join                               Join -> Welcome
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
-    PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue
+    PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue; or the rest of it
+    GET  /v1/rounds/ROUND/ATTEMPT/update        -> Held: how much of it is here, so that it need not travel again
+    POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
+    GET  /v1/records?after=ROUND                -> Records, oldest first, some at a time; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
     POST /v1/fetched                            the client has the last record
     POST /v1/leave                              the client goes
 
-Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx status.
+Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx status; after a 503 it is worth trying
+again.
 """
 
 from __future__ import annotations
@@ -36,6 +40,10 @@ HEADER_SESSION = "Hefl-Session"
 """The join nonce, so that a process that was replaced learns it."""
 HEADER_NUM_EXAMPLES = "Hefl-Num-Examples"
 """With an update: the sender's sample weight from the next round on."""
+HEADER_DIGEST = "Hefl-Digest"
+"""About an update: its digest, by which the server knows it again."""
+HEADER_OFFSET = "Hefl-Offset"
+"""With the rest of an update: where it goes on."""
 HEADER_CLIENT = "Hefl-Client"
 """The client's name over plain HTTP, where no certificate says it."""
 
@@ -92,6 +100,24 @@ class View(Value, frozen=True, kw_only=True):
     committed: bool
     model: Record | None
     closing: Record | None
+
+
+class Held(Value, frozen=True, kw_only=True):
+    """What the server has of an update.
+
+    Attributes:
+        bytes: From its beginning.
+        committed: It is in the sum, and nothing more is to be sent.
+    """
+
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    committed: bool
+
+
+class Records(Value, frozen=True, kw_only=True):
+    """Records of rounds one after another; none where there are no more."""
+
+    records: tuple[Record, ...]
 
 
 MetricName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,64}\Z")]

@@ -13,7 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hefl.ckks.context import seal_version
-from hefl.demo import Training
+from hefl.codec import Metrics
+from hefl.demo import Shares, Task, Training
 from hefl.files import replacing
 from hefl.processes import Event
 from hefl.timings import PHASES
@@ -22,23 +23,37 @@ Report = dict[str, Any]
 _PACKAGES = ("hefl", "tenseal", "numpy", "torch", "scikit-learn", "cryptography", "aiohttp")
 
 
-def build_report(data: str, encrypted: Training, plaintext: Training) -> Report:
+def build_report(
+    task: Task, shares: Shares, encrypted: Training, plaintext: Training, pooled: Sequence[Metrics]
+) -> Report:
     """Everything that the demo found out, as README.md describes ``report.json``."""
     names = sorted(encrypted.clients)
     model, reference = encrypted.models[names[0]], plaintext.models[names[0]]
     return {
         "engine": encrypted.engine,
-        "data": data,
-        "clients": len(names),
+        "data": task.data,
+        "clients": task.clients,
+        "partition": str(task.partition),
+        "labels": dict(shares.labels),
+        "validation_examples": shares.validation,
         "values": sum(a.size for a in model.values()),
         "verified": all(
             e["verified"] for events in encrypted.clients.values() for e in events if e["event"] == "round"
         ),
         **_course(encrypted),
         "plaintext": _course(plaintext),
+        "pooled": {
+            "initial": pooled[0],
+            "rounds": [{"round": number, **metrics} for number, metrics in enumerate(pooled) if number],
+            "final": pooled[-1],
+        },
         "exact": encrypted.exact,
         "max_abs_difference": encrypted.max_abs_difference,
-        "drift": max(float(np.abs(model[t].astype(np.float64) - reference[t].astype(np.float64)).max()) for t in model),
+        "drift": max(
+            float(np.abs(model[t].astype(np.float64) - reference[t].astype(np.float64)).max())
+            for t in model
+            if np.issubdtype(model[t].dtype, np.floating)
+        ),
         "versions": {
             "python": platform.python_version(),
             "seal": seal_version(),
@@ -77,27 +92,24 @@ def _event(events: Sequence[Event], number: int) -> Event:
 
 
 def build_table(report: Mapping[str, Any]) -> Table:
-    """One row a round: the encrypted training's figures, and the plaintext one's loss and accuracy beside them."""
-    table = Table(title=f"{report['data']}, {report['clients']} clients, engine {report['engine']}", box=SIMPLE_HEAD)
+    """One row a round: the encrypted training's figures, beside it losses and accuracies of the two to compare."""
+    title = f"{report['data']}, {report['clients']} clients, {report['partition']}, engine {report['engine']}"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    courses = (report, report["plaintext"], report["pooled"])
     for heading in (
         "round",
-        "loss",
-        "plain\nloss",
-        "accuracy",
-        "plain\naccuracy",
+        *(f"{course}{metric}" for metric in ("loss", "accuracy") for course in ("", "plain\n", "pooled\n")),
         "kB\nup",
         "kB\ndown",
         *(f"{p}\nms" for p in PHASES),
     ):
         table.add_column(heading, justify="right")
-    plain = report["plaintext"]
-    start, start_plain = report["initial"], plain["initial"]
-    table.add_row("0", *_pair(start, start_plain, "loss"), *_pair(start, start_plain, "accuracy"))
-    for row, other in zip(report["rounds"], plain["rounds"], strict=True):
+    table.add_row("0", *_metrics([course["initial"] for course in courses]))
+    for rows in zip(*(course["rounds"] for course in courses), strict=True):
+        row = rows[0]
         table.add_row(
             str(row["round"]),
-            *_pair(row, other, "loss"),
-            *_pair(row, other, "accuracy"),
+            *_metrics(rows),
             f"{row['bytes_up'] / 1e3:.0f}",
             f"{row['bytes_down'] / 1e3:.0f}",
             *(f"{row['seconds'][phase] * 1e3:.1f}" for phase in PHASES),
@@ -105,18 +117,20 @@ def build_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _pair(row: Mapping[str, Any], other: Mapping[str, Any], name: str) -> tuple[str, str]:
-    first, second = ("-" if value is None else f"{value:.4f}" for value in (row[name], other[name]))
-    return first, second
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each training's loss, then each training's accuracy."""
+    values = [row[metric] for metric in ("loss", "accuracy") for row in rows]
+    return ["-" if value is None else f"{value:.4f}" for value in values]
 
 
 def draw_curves(report: Mapping[str, Any], path: Path) -> None:
-    """Loss and accuracy by round, encrypted over plaintext, as a PNG."""
+    """Loss and accuracy by round, encrypted over plaintext, and on pooled data, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for course, label, style in (
+            (report["pooled"], "pooled data", {"color": "tab:gray", "linestyle": "--"}),
             (report["plaintext"], "plaintext", {"color": "tab:orange", "linewidth": 5, "alpha": 0.5}),
             (report, f"encrypted ({report['engine']})", {"color": "tab:blue", "linewidth": 1.5, "marker": "."}),
         ):
@@ -127,6 +141,6 @@ def draw_curves(report: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(f"validation {name}")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{report['data']}: federated training of {report['clients']} clients")
+    figure.suptitle(f"{report['data']}: federated training of {report['clients']} clients, {report['partition']}")
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from types import MappingProxyType
 
 from hefl.codec import Exchange
 from hefl.engine import Terms
@@ -50,6 +49,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """These clients may join from now on; whoever else is here has left."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announced:
     """An attempt is open."""
 
@@ -66,6 +72,13 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Enough:
+    """A participant will not train any more: it decided, as all do alike, that the model gets no better."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """No more updates are taken."""
 
@@ -75,6 +88,11 @@ class Abandoned:
     """The attempt came to nothing; ``culprits`` are passed over as senders of the initial arrays."""
 
     culprits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The participants had enough: the open attempt and all later trainings are called off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +119,67 @@ class Ended:
     """The server may go."""
 
 
-Event = Joined | Left | Announced | Committed | Closed | Abandoned | Published | Finished | Fetched | Ended
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """The run is to have so many trainings, more than before; a finished run goes on."""
+
+    rounds: int
+
+
+Event = (
+    Joined
+    | Left
+    | Known
+    | Announced
+    | Committed
+    | Enough
+    | Closed
+    | Abandoned
+    | Stopped
+    | Published
+    | Finished
+    | Fetched
+    | Ended
+    | Extended
+)
 
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
         Joined: Phase.GATHERING,
         Left: Phase.GATHERING,
+        Known: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
+        Extended: Phase.GATHERING,
     },
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
         Left: Phase.COLLECTING,
+        Known: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
+        Enough: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
+        Stopped: Phase.GATHERING,
+        Extended: Phase.COLLECTING,
     },
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
+        Known: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
+        Extended: Phase.SUMMING,
     },
     Phase.DRAINING: {
         Joined: Phase.DRAINING,
         Left: Phase.DRAINING,
+        Known: Phase.DRAINING,
         Fetched: Phase.DRAINING,
         Ended: Phase.ENDED,
+        Extended: Phase.GATHERING,
     },
-    Phase.ENDED: {},
+    Phase.ENDED: {Extended: Phase.GATHERING},
 }
 
 
@@ -147,17 +197,22 @@ class Run:
 
     Attributes:
         run: Its id.
-        rounds: How many trainings.
+        rounds: How many trainings it is to have.
+        stopped: The clients had enough before: there will be no more.
         min_clients: Fewer than this in a sum is refused.
         known: The clients that may join.
         head: Of the history so far.
-        next_round: The round that is open or comes next; 0 carries initial arrays, rounds + 1 closes.
+        next_round: The round that is open or comes next; 0 carries initial arrays, the one after the last training
+            closes.
         attempt: Attempts made at that round so far.
         sessions: Who is here.
         announcement: Of the open attempt.
         committed: Digests of the open attempt's updates, by name.
+        enough: Participants of the open attempt that will not train any more.
+        called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
+        closings: Closing rounds that came before further trainings; each has a number of its own.
         fetched: Who has the last record.
     """
 
@@ -167,14 +222,18 @@ class Run:
     known: tuple[str, ...]
     head: str
     phase: Phase = Phase.GATHERING
+    stopped: bool = False
     next_round: int = 0
     attempt: int = 0
-    sessions: Mapping[str, Session] = field(default_factory=lambda: MappingProxyType({}))
+    sessions: Mapping[str, Session] = field(default_factory=dict)
     announcement: Announcement | None = None
-    committed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    committed: Mapping[str, str] = field(default_factory=dict)
+    enough: frozenset[str] = frozenset()
+    called_off: int = 0
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
+    closings: int = 0
     fetched: frozenset[str] = frozenset()
 
     @property
@@ -182,14 +241,28 @@ class Run:
         """What the next round carries."""
         if self.next_round == 0:
             return "initial"
-        return "training" if self.next_round <= self.rounds else "closing"
+        return "training" if self.next_round <= self.last_training and not self.stopped else "closing"
+
+    @property
+    def last_training(self) -> int:
+        """Number of the last training's round, where the clients do not have enough before."""
+        return self.rounds + self.closings
+
+    @property
+    def closed(self) -> bool:
+        """The closing metrics of the last model are out."""
+        out = self.closing is not None and self.closing.announcement.round == self.next_round - 1
+        return out and self.exchange == "closing"
 
     @property
     def awaited(self) -> tuple[str, ...]:
-        """Participants whose update may still come; while gathering, known clients that are not here."""
+        """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
+        if self.phase in (Phase.DRAINING, Phase.ENDED):
+            return tuple(sorted(self.sessions.keys() - self.fetched))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
-        return tuple(n for n in self.announcement.names if n not in self.committed and n in self.sessions)
+        answered = self.committed.keys() | self.enough
+        return tuple(n for n in self.announcement.names if n not in answered and n in self.sessions)
 
 
 def advance(run: Run, event: Event) -> Run:
@@ -197,7 +270,8 @@ def advance(run: Run, event: Event) -> Run:
 
     Raises:
         StaleError: The event has no place in this phase.
-        ConflictError: An update that is committed already, with other bytes, or of no participant.
+        ConflictError: An update that is committed already, with other bytes, or of no participant; or one that has
+            had enough, or the other way round.
     """
     phase = TABLE[run.phase].get(type(event))
     if phase is None:
@@ -217,6 +291,14 @@ def _check(run: Run, event: Event) -> None:
             members = {m.name for m in record.members}
             if record.announcement != run.announcement or not members <= run.committed.keys():
                 raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
+        case Enough(name):
+            if run.announcement is None or name not in run.announcement.names:
+                raise ConflictError(f"{name} takes no part in this attempt")
+            if run.exchange != "training" or run.next_round == 1 or name in run.committed:
+                raise ConflictError(f"{name} cannot have had enough in round {run.next_round} ({run.exchange})")
+        case Extended(rounds):
+            if rounds <= run.rounds:
+                raise ConflictError(f"a run of {run.rounds} rounds cannot be extended to {rounds}")
         case _:
             pass
 
@@ -227,34 +309,54 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, sessions={**run.sessions, name: Session(num_examples, join_nonce)})
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
-        case Announced(announcement):
-            return replace(run, announcement=announcement, attempt=announcement.attempt, committed={})
+        case Known(names):
+            return replace(run, known=names, sessions={n: s for n, s in run.sessions.items() if n in names})
+        case Fetched(name):
+            return replace(run, fetched=run.fetched | {name})
+        case Extended(rounds):
+            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
+            sessions = {} if over else run.sessions
+            closings = run.closings + run.closed
+            return replace(run, rounds=rounds, stopped=False, closings=closings, fetched=frozenset(), sessions=sessions)
+        case Closed() | Finished() | Ended():
+            return run
         case Committed():
             return _commit(run, event)
+        case Enough(name):
+            return replace(run, enough=run.enough | {name})
+        case Announced() | Abandoned() | Stopped() | Published():
+            return _open_or_end(replace(run, announcement=None, committed={}, enough=frozenset()), event)
+
+
+def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -> Run:
+    """The run after an attempt was opened, or came to an end; nobody has answered yet."""
+    match event:
+        case Announced(announcement):
+            return replace(run, announcement=announcement, attempt=announcement.attempt)
         case Abandoned(culprits):
-            return replace(run, announcement=None, committed={}, passed_over=run.passed_over | culprits)
+            return replace(run, passed_over=run.passed_over | culprits)
+        case Stopped():
+            return replace(run, stopped=True, called_off=run.attempt)
         case Published(record):
-            closing = run.exchange == "closing"
+            closing = record.announcement.exchange == "closing"
             return replace(
                 run,
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
+                closings=run.closings + (closing and run.exchange == "training"),  # extended while it closed
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,
-                announcement=None,
-                committed={},
+                called_off=0,
                 passed_over=frozenset(),
             )
-        case Fetched(name):
-            return replace(run, fetched=run.fetched | {name})
-        case Closed() | Finished() | Ended():
-            return run
 
 
 def _commit(run: Run, event: Committed) -> Run:
     if run.announcement is None or event.name not in run.announcement.names:
         raise ConflictError(f"{event.name} takes no part in this attempt")
+    if event.name in run.enough:
+        raise ConflictError(f"{event.name} has said that it will not train any more")
     if run.committed.get(event.name, event.digest) != event.digest:
         raise ConflictError(f"another update of {event.name} is committed in this attempt already")
     sessions = dict(run.sessions)
@@ -288,6 +390,11 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """Call the open attempt and all later trainings off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """No more rounds."""
 
@@ -297,7 +404,7 @@ class End:
     """Stop serving."""
 
 
-Decision = Announce | Close | Abandon | Finish | End
+Decision = Announce | Close | Abandon | Stop | Finish | End
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +441,9 @@ def decide(run: Run, clock: Clock) -> Decision | None:
 
 def _gather(run: Run, clock: Clock) -> Decision | None:
     present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
-    closing_failed = run.exchange == "closing" and (run.attempt > 0 or clock.phase_s >= clock.round_timeout_s)
-    if run.closing or closing_failed:
+    failed = run.attempt > run.called_off or clock.phase_s >= clock.round_timeout_s
+    closing_failed = run.exchange == "closing" and failed
+    if run.closed or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
     if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None
@@ -358,6 +466,7 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
             for p in announcement.participants
             if p.name in run.sessions
             and p.name not in run.committed
+            and p.name not in run.enough
             and run.sessions[p.name].join_nonce != p.join_nonce
         ),
         None,
@@ -371,6 +480,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
     if len(run.committed) >= needed:
         return Close()
+    if run.enough and len(run.committed) + len(run.enough) >= needed:
+        return Stop()  # those who had enough would not answer another attempt either
     why = "the deadline passed" if late else "clients left"
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
+import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -17,6 +16,7 @@ from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
     ConflictError,
+    DiskFullError,
     EngineError,
     HeflError,
     MalformedError,
@@ -26,15 +26,19 @@ from hefl.errors import (
     StateError,
     UnknownClientError,
     UsageError,
+    reason_of,
 )
-from hefl.files import create_private
+from hefl.files import storing
 from hefl.history import Announcement
+from hefl.journal import Journal
 from hefl.keys import tls
+from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
+from hefl.keys.roll import Roll
 from hefl.params import POLL_S
-from hefl.protocol import Join, MetricsReport, Welcome
+from hefl.protocol import Held, Join, MetricsReport, Records, Welcome
 from hefl.rounds import Clock, Run
-from hefl.serverstate import ServerState
+from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
 
 log = logging.getLogger("hefl")
@@ -44,6 +48,8 @@ TICK_S = 0.1
 
 GOODBYE_S = 0.25
 """Closing a TLS connection takes an exchange of messages."""
+
+UPDATE_PATH = r"/v1/rounds/{round:\d+}/{attempt:\d+}/update"
 
 CLIENT = web.RequestKey("client", str)
 """Who asks."""
@@ -58,7 +64,7 @@ class Server:
         folder: The server's keys.
         engine: Which clients must run too.
         settings: The operator's.
-        state: The run's folder, locked.
+        journal, spool: The run's, in a folder that is locked.
         emit: Is told every event, as a flat mapping.
         host, port: Where to listen; port 0 takes any.
         insecure_http: Plain HTTP, on loopback.
@@ -73,7 +79,8 @@ class Server:
         folder: ServerFolder,
         engine: Engine,
         settings: RunSettings,
-        state: ServerState,
+        journal: Journal,
+        spool: Spool,
         emit: Emit,
         *,
         host: str = "127.0.0.1",
@@ -82,22 +89,29 @@ class Server:
     ) -> None:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
-                f"{folder.path} knows {len(folder.clients)} clients, and --min-clients is {settings.min_clients}",
+                f"{folder.path} knows {', '.join(folder.clients)} only, and --min-clients is {settings.min_clients}",
                 hint="make keys for more clients, or wait for fewer; at least 2 make a sum",
             )
         loopback = protocol.is_loopback(host)
         if insecure_http and not loopback:
-            raise UsageError(f"--insecure-http listens on loopback only, not on {host}")
+            raise UsageError(
+                f"--insecure-http listens on loopback only, not on {host}",
+                hint="leave it out: 'hefl keygen' has made certificates for HTTPS",
+            )
         if engine.name == "plaintext" and not loopback:
-            raise EngineError(f"the engine 'plaintext' runs on loopback only, not on {host}")
+            raise EngineError(
+                f"the engine 'plaintext' runs on loopback only, not on {host}", hint="between machines: --engine packed"
+            )
         self._folder = folder
         self._identity = folder.public.identity
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
+        self._roll = Roll(folder)
         self._reported = -1
-        self._coordinator = Coordinator(folder.public, folder.clients, engine, settings, state, emit)
+        self._noticed: set[str] = set()  # whose certificate was looked at for its end
+        self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
         """Make ``serve`` return soon, wherever the run is."""
@@ -119,19 +133,24 @@ class Server:
             [
                 web.post("/v1/join", self._join),
                 web.get("/v1/run", self._view),
-                web.put(r"/v1/rounds/{round:\d+}/{attempt:\d+}/update", self._update, expect_handler=self._expect),
+                web.put(UPDATE_PATH, self._update, expect_handler=self._expect),
+                web.get(UPDATE_PATH, self._held, allow_head=False),
+                web.post(r"/v1/rounds/{round:\d+}/{attempt:\d+}/enough", self._enough),
                 web.get(r"/v1/rounds/{round:\d+}/aggregate", self._aggregate),
+                web.get("/v1/records", self._records),
                 web.post("/v1/metrics", self._metrics),
                 web.post("/v1/fetched", self._fetched),
                 web.post("/v1/leave", self._leave),
             ]
         )
+        await self._coordinator.resume()
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * POLL_S)
         await runner.setup()
         try:
             self._emit({"event": "listening", "url": await self._listen(runner)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
+                await self._coordinator.know(self._roll.refresh().clients)
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
@@ -147,7 +166,7 @@ class Server:
 
     async def _listen(self, runner: web.AppRunner) -> str:
         """Open the port; returns the URL."""
-        context = None if self._insecure_http else tls.server_context(self._folder.path)
+        context = None if self._insecure_http else self._folder.credentials.server_context()
         host, port = self._host, self._port
         try:
             await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
@@ -156,7 +175,10 @@ class Server:
                 raise PortInUseError(
                     f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
                 ) from error
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror}", hint="see --host") from error
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {reason_of(error)}",
+                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
+            ) from error
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._insecure_http else 'https'}://{shown}:{runner.addresses[0][1]}"
 
@@ -178,7 +200,7 @@ class Server:
             )
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
-            return self._refuse(request, HeflError("the server failed; its log says why"))
+            return self._refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
 
     def _identify(self, request: web.Request) -> None:
         """Find out who asks, as the certificate says, and keep the name in the request.
@@ -190,13 +212,16 @@ class Server:
         self._transports = {t for t in self._transports if not t.is_closing()}
         if request.transport:
             self._transports.add(request.transport)
-        plain = self._insecure_http
-        name = request.headers.get(protocol.HEADER_CLIENT, "") if plain else self._certified_name(request)
+        if self._insecure_http:
+            name = request.headers.get(protocol.HEADER_CLIENT, "")
+            self._check_revoked(name)
+        else:
+            name = self._certified_name(request)
         protocol.check_headers(request.headers, self._folder.public)
-        if name not in self._folder.clients:
+        if name not in self._roll.names.clients:
             raise UnknownClientError(
                 f"client {name!r} is not on the server's list",
-                hint="copy server/ from the authority's folder to the server again, and restart it",
+                hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
             )
         request[CLIENT] = name
 
@@ -204,15 +229,30 @@ class Server:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
         der = connection and connection.getpeercert(binary_form=True)
         if not der:
-            raise UnknownClientError("the request came without a certificate")
-        holder = tls.holder_of_der(der, "the client's certificate")
+            raise UnknownClientError(
+                "the request came without a certificate", hint="ask with 'hefl client' and a folder of this federation"
+            )
+        certificate = tls.from_der(der, "the client's certificate")
+        holder = tls.holder_of(certificate, "the client's certificate")
+        self._check_revoked(holder.name)
         if not holder.is_client or holder.identity != self._identity:
             who = f"client {holder.name}" if holder.is_client else holder.name
             raise UnknownClientError(
                 f"the certificate speaks for {who} of {holder.identity}, "
-                f"and this server serves clients of {self._identity}"
+                f"and this server serves clients of {self._identity}",
+                hint="copy the folders of server and client again from the authority: they are of different times",
             )
+        if holder.name not in self._noticed:
+            self._noticed.add(holder.name)
+            if notice := expiry_notice(f"the certificate of client {holder.name}", certificate):
+                log.warning("%s", notice)
         return holder.name
+
+    def _check_revoked(self, name: str) -> None:
+        if name in self._roll.refresh().revoked:
+            raise UnknownClientError(
+                f"client {name} was revoked", hint="only the authority can let it in again, with new keys"
+            )
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""
@@ -221,8 +261,7 @@ class Server:
         return name, nonce
 
     def _refuse(self, request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
-        status = status or error.http_status
-        who = request.get(CLIENT)
+        who, status = request.get(CLIENT), status or error.http_status
         fields = {"client": who, "reason": type(error).__name__, "status": status}
         log.warning(
             "refused %(method)s %(path)s of %(who)s: %(why)s",
@@ -243,29 +282,48 @@ class Server:
     async def _join(self, request: web.Request) -> web.Response:
         await self._coordinator.join(request[CLIENT], protocol.decode(await request.read(), Join))
         run = self._coordinator.run
-        return _json(Welcome(run=run.run, rounds=run.rounds))
+        return _json(Welcome(run=run.run, rounds=run.last_training))
 
     async def _view(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
         after = protocol.whole_number(request.query.get("after", "0"), "after")
         return _json(await self._coordinator.view(name, after))
 
-    def _check_upload(self, request: web.Request) -> tuple[Announcement, int]:
-        """The open attempt that an upload is for, and the upload's length.
+    def _open_attempt(self, request: web.Request) -> Announcement:
+        """The open attempt, if a request means it. Raises as Coordinator.open_attempt."""
+        name, nonce = self._joined(request)
+        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
+        return self._coordinator.open_attempt(name, nonce, number, attempt)
+
+    def _announced_upload(self, request: web.Request) -> tuple[Announcement, str]:
+        """The open attempt that an upload is for, and the upload's digest.
+
+        Raises:
+            StaleError, ConflictError: As Coordinator.open_attempt.
+            MalformedError: The digest is missing.
+        """
+        announcement = self._open_attempt(request)
+        digest = request.headers.get(protocol.HEADER_DIGEST, "")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise MalformedError(f"an update must bear its digest in {protocol.HEADER_DIGEST}")
+        return announcement, digest
+
+    def _check_upload(self, request: web.Request) -> tuple[Announcement, str, int, int]:
+        """The open attempt, the upload's digest, the offset at which it goes on, and its whole length.
 
         Raises:
             StaleError, ConflictError: As Coordinator.open_attempt.
             MalformedError: The length is missing, or more than any update of this attempt has.
         """
-        name, nonce = self._joined(request)
-        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
-        announcement = self._coordinator.open_attempt(name, nonce, number, attempt)
+        announcement, digest = self._announced_upload(request)
         length, limit = request.content_length, max_update_bytes(self._coordinator.engine, announcement)
         if length is None:
             raise MalformedError("an update must state its Content-Length")
-        if length > limit:
-            raise MalformedError(f"oversized: the update has {length} bytes, and none of this attempt has over {limit}")
-        return announcement, length
+        offset = protocol.whole_number(request.headers.get(protocol.HEADER_OFFSET, "0"), protocol.HEADER_OFFSET)
+        total = offset + length
+        if total > limit:
+            raise MalformedError(f"oversized: the update has {total} bytes, and none of this attempt has over {limit}")
+        return announcement, digest, offset, total
 
     async def _expect(self, request: web.Request) -> web.Response | None:
         """Refuse a hopeless upload before its bytes travel."""
@@ -278,46 +336,62 @@ class Server:
         request.writer.output_size = 0  # the answer itself has not begun
         return None
 
+    async def _held(self, request: web.Request) -> web.Response:
+        _, digest = self._announced_upload(request)
+        name = request[CLIENT]
+        committed = self._coordinator.is_committed(name, digest)
+        return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
+
     async def _update(self, request: web.Request) -> web.Response:
-        announcement, length = self._check_upload(request)
+        announcement, digest, offset, total = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         most = self._coordinator.engine.max_num_examples
         if next_examples > most:
-            raise NumExamplesError(f"{next_examples} examples are more than the {most} that the engine can scale by")
-        path = self._coordinator.new_upload(request[CLIENT])
+            raise NumExamplesError(
+                f"{next_examples} examples are more than the {most} that the engine can scale by",
+                hint="state fewer with --num-examples, in the same proportion at every client",
+            )
+        name, spool = request[CLIENT], self._coordinator.spool
+        if self._coordinator.is_committed(name, digest):
+            return web.Response()
+        upload = spool.upload(name, digest)
+        await self._receive(request, upload, offset, total)
         try:
-            await self._receive(request, path, length)
-            await self._coordinator.commit(request[CLIENT], announcement, path, length, next_examples)
-        finally:
-            path.unlink(missing_ok=True)  # whoever has a client's key could read it
+            with upload.whole():
+                await self._coordinator.commit(name, announcement, upload, next_examples)
+        except DiskFullError:
+            raise  # it is here, and need not travel again
+        except HeflError:
+            spool.drop(name, upload)
+            raise
         return web.Response()
 
-    async def _receive(self, request: web.Request, path: Path, length: int) -> None:
-        """Spool an upload.
+    async def _receive(self, request: web.Request, upload: Upload, offset: int, total: int) -> None:
+        """Take an upload's bytes, from an offset on; what came before a connection broke off stays for the next.
 
         Raises:
             MalformedError: Its length is not the stated one.
-            StateError: It cannot be stored.
+            DiskFullError, StateError: It cannot be stored; what there was of it has made room.
         """
-        received, failed = 0, None
-        with create_private(path) as file:
-            async for chunk in request.content.iter_any():
-                self._joined(request)
-                received += len(chunk)
-                try:
-                    if failed is None:
-                        file.write(chunk)
-                except OSError as error:
-                    failed = error  # read on, so that the client hears the reason instead of a reset
-            try:
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError as error:
-                failed = failed or error
-        if failed:
-            raise StateError(f"the server cannot store the update: {failed.strerror}") from failed
-        if received != length:
-            raise MalformedError(f"truncated: {received} of {length} bytes came")
+        try:
+            with storing("the update"), upload.receive(offset) as writing:
+                await self._spool(request, writing)
+        except StateError:
+            self._coordinator.spool.drop(request[CLIENT], upload)
+            await _read_on(request)
+            raise
+        if upload.held_bytes != total:
+            raise MalformedError(f"truncated: {upload.held_bytes} of {total} bytes came")
+
+    async def _spool(self, request: web.Request, writing: Writing) -> None:
+        async for chunk in request.content.iter_any():
+            self._joined(request)
+            writing.write(chunk)
+        await asyncio.to_thread(writing.sync)
+
+    async def _enough(self, request: web.Request) -> web.Response:
+        await self._coordinator.enough(request[CLIENT], self._open_attempt(request))
+        return web.Response()
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)
@@ -326,6 +400,12 @@ class Server:
         size_bytes = path.stat().st_size
         self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
         return web.FileResponse(path, chunk_size=1 << 20)
+
+    async def _records(self, request: web.Request) -> web.Response:
+        text = request.query.get("after")
+        after = -1 if text is None else protocol.whole_number(text, "after")
+        records = await asyncio.to_thread(self._coordinator.records, after)
+        return _json(Records(records=tuple(records)))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
@@ -348,6 +428,12 @@ class Server:
         name, _ = self._joined(request)
         await self._coordinator.leave(name)
         return web.Response()
+
+
+async def _read_on(request: web.Request) -> None:
+    """Let a body pass, so that the client hears the reason instead of a reset."""
+    async for _ in request.content.iter_any():
+        pass
 
 
 def _json(value: msgspec.Struct) -> web.Response:

@@ -14,7 +14,7 @@ from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, UsageError
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
-from hefl.learner import Learner
+from hefl.learner import Learner, OnRound, tell
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, NAME_PATTERN
 from hefl.rounds import (
     Announce,
@@ -22,10 +22,13 @@ from hefl.rounds import (
     Clock,
     Closed,
     Committed,
+    Enough,
     Finish,
     Joined,
     Published,
     Run,
+    Stop,
+    Stopped,
     advance,
     announcement_of,
     decide,
@@ -41,7 +44,7 @@ class Simulation:
     Attributes:
         names: Of the model's tensors.
         arrays: The final global model.
-        metrics: Averages of models 0 to ``rounds``, in order.
+        metrics: Averages of models 0 to the last, in order.
     """
 
     names: tuple[str, ...]
@@ -55,6 +58,8 @@ def simulate(
     *,
     engine: str = DEFAULT_ENGINE,
     seed: int = 0,
+    patience: int | None = None,
+    on_round: OnRound = lambda report: None,
 ) -> Simulation:
     """Train one model with several trainers under encryption, in this process.
 
@@ -63,25 +68,27 @@ def simulate(
         rounds: Trainings, at least 1.
         engine: ``packed``, ``tenseal``, or ``plaintext`` to compare.
         seed: For the trainers.
+        patience: Stop once so many models in a row were no better than the best before them, by averaged validation
+            loss. A model's loss is known a round later, so that ``patience + 1`` trainings follow the best one.
+        on_round: Is called with a RoundReport after each round, as the first client by name sees it. What it raises
+            ends the training with a TrainerError.
 
     Raises:
-        UsageError: Too few trainers or rounds.
+        UsageError: Too few trainers, rounds, or patience.
         LayoutError: Two trainers' models differ; names the first difference.
         HeflError: As a real client or server would raise it.
     """
-    named = trainers if isinstance(trainers, Mapping) else {f"client-{i + 1}": t for i, t in enumerate(trainers)}
-    if len(named) < MIN_CLIENTS or rounds < 1:
-        raise UsageError(f"simulate needs at least {MIN_CLIENTS} trainers and 1 round, got {len(named)} and {rounds}")
-    for name in named:
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise UsageError(f"a trainer's name is 1 to 32 of a-z, 0-9 and -, not starting with -, got {name!r}")
+    named = _named(trainers, rounds, patience)
     secret = generate_secret()
     public, cipher = secret.public(), load_engine(engine, insecure_plaintext=True)
-    learners = {name: Learner(name, named[name], secret, cipher, seed=seed) for name in sorted(named)}
+    learners = {n: Learner(n, named[n], secret, cipher, seed=seed, patience=patience) for n in sorted(named)}
     first = next(iter(learners.values()))
     for learner in learners.values():
         if difference := first.layout.difference(learner.layout):
-            raise LayoutError(f"the models of {first.name} (here) and {learner.name} (there) differ: {difference}")
+            raise LayoutError(
+                f"the models of {first.name} (here) and {learner.name} (there) differ: {difference}",
+                hint="all clients train the same model: same tensors, same order, same metrics",
+            )
     run = _start(learners, rounds, genesis(public.identity, run_id := os.urandom(16).hex()), run_id)
     clock = Clock(silent=frozenset(), phase_s=0, enough_s=0, join_wait_s=0, round_timeout_s=1)
     history: list[Metrics] = []
@@ -91,12 +98,20 @@ def simulate(
         announcement = _announce(run, decision, learners, cipher)
         run = advance(run, Announced(announcement))
         summation = Summation(public, cipher, announcement)
+        bytes_up = dict.fromkeys(learners, 0)
         for name in announcement.names:
+            if learners[name].has_enough(announcement):
+                run = advance(run, Enough(name))
+                continue
             update = io.BytesIO()
             learners[name].write_update(update, announcement)
             frame = summation.open(update.getvalue(), name)
             summation.add(frame, name)
             run = advance(run, Committed(name, frame.digest.hex(), learners[name].num_examples))
+            bytes_up[name] = len(update.getvalue())
+        if isinstance(decide(run, clock), Stop):
+            run = advance(run, Stopped())
+            continue
         run = advance(run, Closed())
         aggregate = io.BytesIO()
         record: Record = summation.finish(aggregate)
@@ -104,9 +119,26 @@ def simulate(
         metrics = {name: learner.accept(aggregate.getvalue(), record) for name, learner in learners.items()}
         if announcement.exchange != "initial":
             history.append(metrics[first.name])
+        size = len(aggregate.getvalue())
+        tell(on_round, first.report(record, rounds, metrics[first.name], bytes_up[first.name], size))
     if first.model is None:
         raise TypeError("a run without a model")
     return Simulation(tuple(t.name for t in first.layout.tensors), first.model.arrays, history)
+
+
+def _named(
+    trainers: Mapping[str, Trainer] | Sequence[Trainer], rounds: int, patience: int | None
+) -> Mapping[str, Trainer]:
+    """The trainers by client name. Raises UsageError."""
+    named = trainers if isinstance(trainers, Mapping) else {f"client-{i + 1}": t for i, t in enumerate(trainers)}
+    if len(named) < MIN_CLIENTS or rounds < 1:
+        raise UsageError(f"simulate needs at least {MIN_CLIENTS} trainers and 1 round, got {len(named)} and {rounds}")
+    if patience is not None and patience < 1:
+        raise UsageError(f"patience must be at least 1 round, got {patience}")
+    for name in named:
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise UsageError(f"a trainer's name is 1 to 32 of a-z, 0-9 and -, not starting with -, got {name!r}")
+    return named
 
 
 def _start(learners: Mapping[str, Learner], rounds: int, head: str, run_id: str) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hefl.layout import Arrays, Kind
-from hefl.trainer import Config
+from hefl.trainer import Config, training_seed
 
 Train = Callable[[torch.nn.Module], None]
 Evaluate = Callable[[torch.nn.Module], tuple[float, Mapping[str, float]]]
@@ -55,8 +54,7 @@ class TorchTrainer:
         """Train from ``parameters``."""
         torch.set_num_threads(1)
         self.set_parameters(parameters)
-        text = f"{config['seed']}/{config['client']}/{config['round']}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        torch.manual_seed(training_seed(config))
         self._module.train()
         self._train(self._module)
         return self.get_parameters(config), self.num_examples, {}

@@ -6,9 +6,11 @@ and ``names`` and ``kinds`` of its tensors; see ``Trainer``.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
 from hefl.layout import Arrays, Kind, Layout, describe
 from hefl.params import MAX_NUM_EXAMPLES
+
+_SEE = "hefl.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
 
 Config = dict[str, Any]
 """What every call is told: ``round`` and ``server_round`` (Flower's name for it), ``seed``, ``client``."""
@@ -51,6 +55,12 @@ class Trainer(Protocol):
         """Evaluate on the client's own validation data; returns loss, number of examples, and metrics."""
 
 
+def training_seed(config: Config) -> int:
+    """A generator's seed for one call, 0 to 2**56 - 1: from config's seed, client and round."""
+    text = f"{config['seed']}/{config['client']}/{config['round']}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
 def load_trainer(spec: str) -> Trainer:
     """The trainer that ``package.module:factory`` names: a class, a function without arguments, or the object itself.
 
@@ -62,7 +72,10 @@ def load_trainer(spec: str) -> Trainer:
     """
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
-        raise UsageError(f"--trainer takes package.module:factory, got {spec!r}")
+        raise UsageError(
+            f"--trainer takes package.module:factory, got {spec!r}",
+            hint="mymodel:Trainer, say, for the class Trainer in mymodel.py",
+        )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -70,11 +83,11 @@ def load_trainer(spec: str) -> Trainer:
         for part in attribute.split("."):
             factory = getattr(factory, part)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"--trainer {spec}: {error}", hint="run the command where the module can be imported"
-        ) from error
+        raise UsageError(f"--trainer {spec}: {error}", hint=_way_to_import(spec, error)) from error
     except Exception as error:
-        raise TrainerError(f"--trainer {spec}: importing {module_name} failed: {error}") from error
+        raise TrainerError(
+            f"--trainer {spec}: importing {module_name} failed: {error}", hint="the traceback above ends in the place"
+        ) from error
     if isinstance(factory, type) or not isinstance(factory, Trainer):
         try:
             factory = factory()
@@ -89,6 +102,19 @@ def load_trainer(spec: str) -> Trainer:
             hint="a Flower NumPyClient has them; see hefl.trainer.Trainer",
         )
     return factory
+
+
+def _way_to_import(spec: str, error: Exception) -> str:
+    """What to do where a trainer could not be imported."""
+    module_name, _, attribute = spec.partition(":")
+    if module_name.endswith(".py"):
+        return f"name the module, not its file: {module_name.removesuffix('.py').replace('/', '.')}:{attribute}"
+    if isinstance(error, AttributeError) and (meant := get_close_matches(attribute, vars(sys.modules[module_name]), 1)):
+        return f"did you mean {module_name}:{meant[0]}?"
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not f"{module_name}.".startswith(f"{missing}."):
+        return f"{module_name} imports {missing}, which is not installed where hefl runs"
+    return "run the command in the folder that holds the module, or install it beside hefl"
 
 
 class GuardedTrainer:
@@ -116,7 +142,7 @@ class GuardedTrainer:
 
     def initial(self) -> Arrays:
         """The initial arrays."""
-        with _blaming("get_parameters"):
+        with blaming("the trainer's get_parameters"):
             return _arrays(self._trainer.get_parameters(self._config(0)), "get_parameters")
 
     def num_examples(self, initial: Arrays) -> tuple[int, str]:
@@ -127,7 +153,7 @@ class GuardedTrainer:
         """
         if self._fixed is not None:
             return check_num_examples(self._fixed, self._limit), "--num-examples"
-        with _blaming("num_examples"):
+        with blaming("the trainer's num_examples"):
             stated = getattr(self._trainer, "num_examples", None)
             stated = stated() if callable(stated) else stated
         if stated is not None:
@@ -143,20 +169,20 @@ class GuardedTrainer:
 
     def fit(self, parameters: Arrays, round_num: int) -> tuple[Arrays, int]:
         """Train; returns the new arrays and the number of examples, checked."""
-        with _blaming("fit"):
+        with blaming("the trainer's fit"):
             # Copies, because a trainer may train in place.
             returned = self._trainer.fit([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
-                raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)")
+                raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)", hint=_SEE)
             arrays = _arrays(returned[0], "fit")
         return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1], self._limit)
 
     def evaluate(self, parameters: Arrays, round_num: int) -> dict[str, float]:
         """Loss and every other metric that is a number."""
-        with _blaming("evaluate"):
+        with blaming("the trainer's evaluate"):
             returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
-                raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)")
+                raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)", hint=_SEE)
             loss, _, more = returned
             numbers = {str(k): float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
             return numbers | {"loss": float(loss)}
@@ -179,19 +205,23 @@ def check_num_examples(value: Any, limit: int = MAX_NUM_EXAMPLES) -> int:
 
 def _arrays(returned: Any, method: str) -> Arrays:
     if isinstance(returned, np.ndarray) or not isinstance(returned, Sequence):
-        raise TrainerError(f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}")
+        raise TrainerError(
+            f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}", hint=_SEE
+        )
     return [np.array(a) for a in returned]
 
 
-class _blaming:  # noqa: N801 - reads as a statement
-    """Turns whatever a trainer raises into a TrainerError that names the method; the traceback stays attached."""
+class blaming:  # noqa: N801 - reads as a statement
+    """Turns whatever a user's code raises into a TrainerError that names it; the traceback stays attached."""
 
-    def __init__(self, method: str) -> None:
-        self._method = method
+    def __init__(self, what: str) -> None:
+        self._what = what
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, HeflError):
-            raise TrainerError(f"the trainer's {self._method} failed: {type(error).__name__}: {error}") from error
+            raise TrainerError(
+                f"{self._what} failed: {type(error).__name__}: {error}", hint="the traceback above ends in the place"
+            ) from error

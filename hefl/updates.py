@@ -8,8 +8,8 @@ from typing import BinaryIO
 from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Sum
-from hefl.engine import Engine, Member, Seal, Vector
-from hefl.errors import ConflictError, MalformedError
+from hefl.engine import Engine, Member, Seal, Vector, check_members
+from hefl.errors import ConflictError, MalformedError, TamperError
 from hefl.history import Announcement, MemberEntry, Record
 from hefl.params import MIN_CLIENTS
 
@@ -89,7 +89,11 @@ class Summation:
             ConflictError: Too few are in the sum.
         """
         members = [self._members[name] for name in self._attempt.weights if name in self._members]
-        _check_members(self._announcement, members)
+        least = 1 if self._announcement.exchange == "initial" else MIN_CLIENTS
+        if len(members) < least:
+            raise ConflictError(
+                f"a sum of {len(members)} updates, where at least {least} must be in: it would show one"
+            )
         blocks = self._engine.block_count(self._attempt)
         header = wire.Header.of("aggregate", self._identity, self._announcement, blocks)
         writer = wire.Writer(file, header, members, self._engine.tag_bytes(self._attempt))
@@ -109,13 +113,16 @@ def read_aggregate(
     engine: Engine,
     announcement: Announcement,
     record: Record | None = None,
+    least: int = MIN_CLIENTS,
 ) -> Sum:
     """Check an aggregate against its announcement, and its record where there is one, and decrypt it.
 
+    ``least`` updates must be in it, but for the initial arrays, which are one client's.
+
     Raises:
         MalformedError, MismatchError, EngineError, StaleError: The frame does not belong to the announcement.
-        ConflictError: Its members, tag or digest are not the record's; or its members are not announced ones, or too
-            few.
+        TamperError: Its members, tag or digest are not the record's; or its members are not announced ones, or too
+            few; or it is not their sum.
     """
     attempt = announcement.as_attempt()
     expected = wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt))
@@ -128,8 +135,8 @@ def read_aggregate(
         frame.seal.tag.hex(),
         list(frame.members),
     ):
-        raise ConflictError("the aggregate is not the one that its record describes")
-    _check_members(announcement, frame.members)
+        raise TamperError("the aggregate is not the one that its record describes", check="record")
+    _check_members(announcement, frame.members, least)
     return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
 
 
@@ -139,15 +146,18 @@ def _check_tag(frame: wire.Frame, tag_bytes: int) -> None:
         raise MalformedError(f"a tag has {len(frame.seal.tag)} bytes where {tag_bytes} belong")
 
 
-def _check_members(announcement: Announcement, members: Sequence[Member]) -> None:
+def _check_members(announcement: Announcement, members: Sequence[Member], least: int) -> None:
     """Refuse a sum that is not of announced participants, in order, with their weights, and of enough of them.
 
     The order changes no sum; but one sum is one frame and one record.
     """
     announced = announcement.as_attempt().weights
+    check_members(members, announced)
     named = {m.name for m in members}
-    if [(m.name, m.weight) for m in members] != [(n, w) for n, w in announced.items() if n in named]:
-        raise ConflictError("the aggregate's members are not announced ones, in order, with the announced weights")
-    least = 1 if announcement.exchange == "initial" else MIN_CLIENTS
-    if len(members) < least:
-        raise ConflictError(f"a sum of {len(members)} updates, where at least {least} must be in: it would show one")
+    if [m.name for m in members] != [name for name in announced if name in named]:
+        raise TamperError("the sum's members do not stand in the announced order", check="names-ordered")
+    if announcement.exchange != "initial" and len(members) < least:
+        raise TamperError(
+            f"a sum of {len(members)} updates, where at least {least} must be in: it would show too much of one",
+            check="enough-members",
+        )

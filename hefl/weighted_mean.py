@@ -116,7 +116,10 @@ def encrypt(
             f"and shape ({count},)"
         )
     if not np.isfinite(values).all():
-        raise NotFiniteError(f"value {int(np.argmin(np.isfinite(values)))} is NaN or infinite; nothing was encrypted")
+        raise NotFiniteError(
+            f"value {int(np.argmin(np.isfinite(values)))} is NaN or infinite; nothing was encrypted",
+            hint="no mean has a place for it: look for where it comes from",
+        )
     exponent = _exponent(value_range)
     if engine.terms.precision_bits and (np.abs(values) > value_range).any():
         raise OutOfRangeError(

@@ -194,6 +194,13 @@ def read_header(source: Source) -> Header:
         return _parse_header(_read(file, HEADER.size))[0]
 
 
+def read_digest(path: Path) -> bytes:
+    """The digest at the end of a whole frame, as its writer left it; open_frame says whether it is right."""
+    with path.open("rb") as file:
+        file.seek(-DIGEST_BYTES, io.SEEK_END)
+        return file.read()
+
+
 def open_frame(source: Source, expected: Header | None = None) -> Frame:
     """Read a frame through once, checking its form and its digest.
 

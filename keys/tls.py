@@ -1,32 +1,35 @@
-"""Certificates of one federation, and TLS 1.3 contexts that take no others.
+"""Certificates of one federation: whom each speaks for, and the root that makes them.
 
 Each certificate states in a URI what it is: ``urn:hefl:FEDERATION:GENERATION:server`` or ``...:client:NAME``.
-A server's may only serve, a client's may only call (extended key usage), and both parties check the other's.
+A server's may only serve, a client's may only call (extended key usage).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hefl.ckks.context import Identity
-from hefl.errors import CertificateError, MismatchError
-from hefl.files import read_private, write_private
+from hefl.errors import CertificateError
+from hefl.files import write_private
+from hefl.keys.passphrase import Passphrase
+from hefl.keys.sealed import seal
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Certificates are valid from a little before they are made: clocks differ."""
 
-MAX_BYTES = 1 << 16
+Stem = Literal["server", "client"]
+"""What a party's certificate and key are called."""
+
 _URN = re.compile(r"urn:hefl:([0-9a-f]{32}):([1-9][0-9]*):(?:(server|authority)|client:([a-z0-9-]+))")
 
 
@@ -53,12 +56,20 @@ class CertificateAuthority:
     key: ec.EllipticCurvePrivateKey
 
     @classmethod
-    def new(cls, identity: Identity, days: int) -> CertificateAuthority:
-        """Make a root for a federation, valid for so many days."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def new(cls, identity: Identity, days: int, key: ec.EllipticCurvePrivateKey | None = None) -> CertificateAuthority:
+        """Make a root for a federation, valid for so many days.
+
+        Args:
+            identity: Federation and key generation.
+            days: How long.
+            key: An earlier root's. What that one signed then still gets through the handshake, and a server can say
+                what is wrong with it.
+        """
+        key = key or ec.generate_private_key(ec.SECP256R1())
         name = _name(f"hefl federation {identity.federation}")
         usage = _key_usage(signs_certificates=True)
-        builder = _builder(Holder(identity, "authority", is_client=False), name, name, key, days, key, [])
+        end = datetime.now(UTC) + timedelta(days=days)
+        builder = _builder(Holder(identity, "authority", is_client=False), name, name, key, end, key, [])
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
@@ -66,90 +77,43 @@ class CertificateAuthority:
         )
         return cls(certificate, key)
 
-    def issue(self, folder: Path, stem: str, holder: Holder, days: int, hosts: tuple[str, ...] = ()) -> None:
+    def issue(
+        self,
+        folder: Path,
+        stem: Stem,
+        holder: Holder,
+        days: int,
+        hosts: tuple[str, ...] = (),
+        passphrase: Passphrase | None = None,
+    ) -> None:
         """Write ``stem.crt``, ``stem.key`` and ``ca.crt`` into a folder.
 
         Args:
             folder: The party's.
-            stem: ``server`` or ``client``.
+            stem: Names the files.
             holder: Whom the certificate speaks for.
-            days: How long.
+            days: How long, and no longer than the root's certificate.
             hosts: A server's names and addresses.
+            passphrase: Seals the private key.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if holder.is_client else ExtendedKeyUsageOID.SERVER_AUTH
-        builder = _builder(holder, _name(holder.name), self.certificate.subject, key, days, self.key, list(hosts))
+        end = min(datetime.now(UTC) + timedelta(days=days), self.certificate.not_valid_after_utc)
+        builder = _builder(holder, _name(holder.name), self.certificate.subject, key, end, self.key, list(hosts))
         certificate = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
             .sign(self.key, hashes.SHA256())
         )
-        write_private(folder / f"{stem}.crt", _pem(certificate))
-        write_private(folder / f"{stem}.key", _key_pem(key))
-        write_private(folder / "ca.crt", _pem(self.certificate))
+        write_private(folder / f"{stem}.crt", to_pem(certificate))
+        _write_key(folder / f"{stem}.key", key, holder, passphrase)
+        write_private(folder / "ca.crt", to_pem(self.certificate))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, passphrase: Passphrase | None = None) -> None:
         """Write ``ca.crt`` and ``ca.key``."""
-        write_private(folder / "ca.crt", _pem(self.certificate))
-        write_private(folder / "ca.key", _key_pem(self.key))
-
-
-def server_context(folder: Path) -> ssl.SSLContext:
-    """TLS for ``hefl serve``: 1.3 only, and every caller shows a certificate of this federation's."""
-    return _context(ssl.PROTOCOL_TLS_SERVER, folder, "server")
-
-
-def client_context(folder: Path) -> ssl.SSLContext:
-    """TLS for ``hefl client``: 1.3 only, and the server must be this federation's, at the name that was called."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, folder, "client")
-
-
-def _context(protocol: int, folder: Path, stem: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    try:
-        context.load_verify_locations(folder / "ca.crt")
-        context.load_cert_chain(folder / f"{stem}.crt", folder / f"{stem}.key")
-    except (ssl.SSLError, OSError) as error:
-        raise CertificateError(f"TLS refuses the certificates in {folder}: {error}") from error
-    return context
-
-
-def read_holder(folder: Path, stem: str) -> Holder:
-    """Check a party's ``stem.crt``, ``stem.key`` and ``ca.crt`` against each other, and say whom they speak for.
-
-    Raises:
-        CertificateError: One does not parse, they do not belong together, or today is outside their validity.
-        KeyFileError: One is missing or may be read by others.
-    """
-    certificate_path, key_path, ca_path = folder / f"{stem}.crt", folder / f"{stem}.key", folder / "ca.crt"
-    certificate, authority = _read_certificate(certificate_path), _read_certificate(ca_path)
-    try:
-        key = serialization.load_pem_private_key(read_private(key_path, MAX_BYTES), None)
-    except (ValueError, TypeError) as error:
-        raise CertificateError(f"{key_path} does not parse as a private key", hint="copy the file again") from error
-    if key.public_key() != certificate.public_key():
-        raise CertificateError(f"{key_path} is not the key of {certificate_path}", hint="copy both again")
-    holder, root = holder_of(certificate, certificate_path), holder_of(authority, ca_path)
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError) as error:
-        raise MismatchError(
-            f"{certificate_path} is of {holder.identity}, and {ca_path} of {root.identity} did not sign it",
-            hint="copy the whole folder again: its files belong together",
-        ) from error
-    now = datetime.now(UTC)
-    for path, found in ((certificate_path, certificate), (ca_path, authority)):
-        if not found.not_valid_before_utc <= now <= found.not_valid_after_utc:
-            raise CertificateError(
-                f"{path} is valid from {found.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-                f"{found.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and now is {now:%Y-%m-%d %H:%M}",
-                hint="look at this machine's clock, or have the authority issue new certificates",
-            )
-    return holder
+        write_private(folder / "ca.crt", to_pem(self.certificate))
+        _write_key(folder / "ca.key", self.key, holder_of(self.certificate, "ca.crt"), passphrase)
 
 
 def holder_of(certificate: x509.Certificate, where: Path | str) -> Holder:
@@ -166,19 +130,12 @@ def holder_of(certificate: x509.Certificate, where: Path | str) -> Holder:
     return Holder(Identity(federation, int(generation)), client or role, is_client=client is not None)
 
 
-def holder_of_der(der: bytes, where: str) -> Holder:
-    """holder_of, from a certificate as TLS hands it over."""
+def from_der(der: bytes, where: str) -> x509.Certificate:
+    """A certificate as TLS hands it over. Raises CertificateError where it does not parse."""
     try:
-        return holder_of(x509.load_der_x509_certificate(der), where)
+        return x509.load_der_x509_certificate(der)
     except ValueError as error:
         raise CertificateError(f"{where} does not parse as a certificate") from error
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(read_private(path, MAX_BYTES))
-    except ValueError as error:
-        raise CertificateError(f"{path} does not parse as a certificate", hint="copy the file again") from error
 
 
 def _builder(
@@ -186,7 +143,7 @@ def _builder(
     subject: x509.Name,
     issuer: x509.Name,
     key: ec.EllipticCurvePrivateKey,
-    days: int,
+    end: datetime,
     issuer_key: ec.EllipticCurvePrivateKey,
     hosts: list[str],
 ) -> x509.CertificateBuilder:
@@ -199,7 +156,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(end)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
@@ -231,11 +188,20 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
+def to_pem(certificate: x509.Certificate) -> bytes:
+    """The one way in which a certificate's file is written."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_to_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The one way in which a private key's file is written, where no passphrase seals it."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
+
+
+def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, holder: Holder, passphrase: Passphrase | None) -> None:
+    data = key_to_pem(key)
+    if passphrase:
+        data = seal(data, "tls-key", holder.identity, holder.name, passphrase)
+    write_private(path, data)

@@ -24,9 +24,15 @@ LIMIT_S = 60.0
 class Command:
     """One running command."""
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path = HERE) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = HERE,
+        module: str = "hefl.cli",
+    ) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "hefl.cli", *map(str, arguments)],
+            [sys.executable, "-W", "error", "-m", module, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,27 +104,38 @@ class Federation:
         twin.folder, twin.made, twin.url, twin._commands = folder, self.made, "", []
         return twin
 
-    def run(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Command:
+    def run(self, *arguments: str | Path, env: Mapping[str, str] | None = None, module: str = "hefl.cli") -> Command:
         """Start any command."""
-        command = Command(*arguments, env=env)
+        command = Command(*arguments, env=env, module=module)
         self._commands.append(command)
         return command
 
-    def serve(self, state: Path, *flags: str) -> Command:
+    def serve(self, state: Path, *flags: str, port: int = 0, module: str = "hefl.cli", **env: str) -> Command:
         """Start the server and wait until it listens."""
-        server = self.run("serve", self.folder / "server", "--port", "0", "--state", state, "--json", *flags)
+        server = self.start_server(state, *flags, port=port, module=module, **env)
         server.until("listening")
         self.url = server.events[0]["url"]
         return server
 
+    def start_server(self, state: Path, *flags: str, port: int, module: str = "hefl.cli", **env: str) -> Command:
+        """Start the server and do not wait."""
+        where = ("--port", str(port), "--state", str(state), "--json")
+        return self.run("serve", self.folder / "server", *where, *flags, module=module, env=env)
+
     def client(
-        self, name: str, state: Path, *flags: str | Path, trainer: str = "trainers:Drift", **env: str
+        self,
+        name: str,
+        state: Path,
+        *flags: str | Path,
+        trainer: str = "trainers:Drift",
+        module: str = "hefl.cli",
+        **env: str,
     ) -> Command:
         """Start a client with a numpy trainer."""
         folder = self.folder / "clients" / name
         where = ["--server", self.url] if "--server" not in flags else []
         arguments = ["client", folder, "--trainer", trainer, "--state", state, "--json", *where, *flags]
-        return self.run(*arguments, env=env)
+        return self.run(*arguments, env=env, module=module)
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ What is random is given. Written from the documents, so that the two check each 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -15,6 +16,9 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+Residues = Sequence[Sequence[int]]
+"""A block: its coefficients modulo each prime."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,17 @@ def derive(key: bytes, salt: bytes, info: str) -> bytes:
     return HKDF(hashes.SHA256(), 32, salt, info.encode()).derive(key)
 
 
-def words(key: bytes, number: int, count: int) -> list[int]:
+def words(key: bytes, number: int, count: int) -> Iterator[int]:
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(number.to_bytes(8, "big") + bytes(8))).encryptor()
     data = encryptor.update(bytes(4 * count))
-    return [int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(count)]
+    return (int.from_bytes(data[4 * i : 4 * i + 4], "little") for i in range(count))
 
 
-def draw(stream: list[int], count: int, bits: int, q: int) -> list[int]:
+def draw(stream: Iterator[int], count: int, bits: int, q: int) -> list[int]:
     """Take from the stream's front."""
     out: list[int] = []
     while len(out) < count:
-        v = stream.pop(0) & ((1 << bits) - 1)
+        v = next(stream) & ((1 << bits) - 1)
         if v < q:
             out.append(v)
     return out
@@ -57,7 +61,7 @@ def draw(stream: list[int], count: int, bits: int, q: int) -> list[int]:
 
 def binomial(key: bytes, number: int, count: int) -> list[int]:
     stream, low = words(key, number, 2 * count), (1 << 21) - 1
-    return [(stream[2 * i] & low).bit_count() - (stream[2 * i + 1] & low).bit_count() for i in range(count)]
+    return [(next(stream) & low).bit_count() - (next(stream) & low).bit_count() for _ in range(count)]
 
 
 def ntt(x: list[int], omega: int, q: int) -> list[int]:
@@ -73,6 +77,7 @@ def ntt(x: list[int], omega: int, q: int) -> list[int]:
     return out
 
 
+@functools.cache
 def smallest_root(degree: int, q: int) -> int:
     root = next(r for x in range(2, q) if pow(r := pow(x, (q - 1) // (2 * degree), q), degree, q) == q - 1)
     best, odd = root, root
@@ -96,10 +101,41 @@ def product(a: list[int], s: list[int], q: int) -> list[int]:
 
 
 def packed(values: Sequence[int], bits: int) -> int:
-    number = 0
-    for value in reversed(values):
-        number = number << bits | value
-    return number
+    """Eight values at a time, which are whole bytes."""
+    data = bytearray()
+    for at in range(0, len(values), 8):
+        eight = sum(value << (bits * i) for i, value in enumerate(values[at : at + 8]))
+        data += eight.to_bytes(bits, "little")
+    return int.from_bytes(data, "little")
+
+
+def masks(ctx: bytes, block: int, secret: list[int], moduli: Sequence[int], bits: int) -> list[list[int]]:
+    """Coefficients of the block's public polynomial times a secret, modulo each prime."""
+    n = len(secret)
+    stream = words(hashlib.sha256(b"hefl/v1/a" + ctx).digest(), block, 2 * n * len(moduli))
+    return [product(draw(stream, n, bits, q), secret, q) for q in moduli]
+
+
+def hashed(group_key: bytes, ctx: bytes, blocks: Sequence[Residues], moduli: Sequence[int], bits: int) -> list[int]:
+    """A tag without its pad: three elements modulo each prime."""
+    n, key, out = len(blocks[0][0]), derive(group_key, ctx, "hefl/v1/hash"), []
+    for j, q in enumerate(moduli):
+        beta = draw(words(key, 2 * j, 6 * n), 3 * n, bits, q)
+        alpha = draw(words(key, 2 * j + 1, 6 * len(blocks) + 64), 3 * len(blocks), bits, q)
+        for r in range(3):
+            inner = [sum(x * y for x, y in zip(block[j], beta[r * n : (r + 1) * n], strict=True)) for block in blocks]
+            out.append(sum(alpha[3 * b + r] * h for b, h in enumerate(inner)) % q)
+    return out
+
+
+def pads(group_key: bytes, ctx: bytes, seed: bytes, name: str, moduli: Sequence[int], bits: int) -> list[int]:
+    """What hides an update's tag: three elements modulo each prime."""
+    key = derive(group_key, ctx + seed, "hefl/v1/pad" + name)
+    return [pad for j, q in enumerate(moduli) for pad in draw(words(key, j, 64), 3, bits, q)]
+
+
+def one_time_secret(group_key: bytes, ctx: bytes, seed: bytes, name: str, degree: int) -> list[int]:
+    return binomial(derive(group_key, ctx + seed, "hefl/v1/secret" + name), 0, degree)
 
 
 def update(g: Given) -> tuple[list[bytes], bytes]:
@@ -107,33 +143,24 @@ def update(g: Given) -> tuple[list[bytes], bytes]:
     n, bits = g.degree, g.bits
     margin = (21 * g.total_weight).bit_length() + 1
     width = g.precision + (g.total_weight - 1).bit_length()
-    secret = binomial(derive(g.group_key, g.ctx + g.seed, "hefl/v1/secret" + g.name), 0, n)
+    secret = one_time_secret(g.group_key, g.ctx, g.seed, g.name, n)
     per_block = g.lanes * n
-    count = -(-len(g.values) // per_block)
-    a_key = hashlib.sha256(b"hefl/v1/a" + g.ctx).digest()
     blocks = []
-    for b in range(count):
+    for b in range(-(-len(g.values) // per_block)):
         values = [*g.values[b * per_block : (b + 1) * per_block]]
         values += [0] * (per_block - len(values))
-        noise, stream = binomial(g.noise_key, b, n), words(a_key, b, 2 * n * len(g.primes))
-        block = []
-        for q in g.primes:
-            masks = product(draw(stream, n, bits, q), secret, q)
-            message = [sum(values[k * n + i] << (margin + k * width) for k in range(g.lanes)) for i in range(n)]
-            block.append([(message[i] + noise[i] - masks[i]) % q for i in range(n)])
-        blocks.append(block)
-    hash_key, pad_key = (
-        derive(g.group_key, g.ctx, "hefl/v1/hash"),
-        derive(g.group_key, g.ctx + g.seed, "hefl/v1/pad" + g.name),
-    )
-    tag = []
-    for j, q in enumerate(g.primes):
-        beta = draw(words(hash_key, 2 * j, 6 * n), 3 * n, bits, q)
-        alpha = draw(words(hash_key, 2 * j + 1, 6 * count + 64), 3 * count, bits, q)
-        pad = draw(words(pad_key, j, 64), 3, bits, q)
-        for r in range(3):
-            inner = [sum(x * y for x, y in zip(block[j], beta[r * n : (r + 1) * n], strict=True)) for block in blocks]
-            tag.append((sum(alpha[3 * b + r] * h for b, h in enumerate(inner)) + pad[r]) % q)
+        noise = binomial(g.noise_key, b, n)
+        message = [sum(values[k * n + i] << (margin + k * width) for k in range(g.lanes)) for i in range(n)]
+        products = masks(g.ctx, b, secret, g.primes, bits)
+        blocks.append(
+            [
+                [(message[i] + noise[i] - row[i]) % q for i in range(n)]
+                for q, row in zip(g.primes, products, strict=True)
+            ]
+        )
+    hashes = hashed(g.group_key, g.ctx, blocks, g.primes, bits)
+    padding = pads(g.group_key, g.ctx, g.seed, g.name, g.primes, bits)
+    tag = [(h + pad) % g.primes[i // 3] for i, (h, pad) in enumerate(zip(hashes, padding, strict=True))]
     size = n * len(g.primes) * bits // 8
     data = [packed([v for limb in block for v in limb], bits).to_bytes(size, "little") for block in blocks]
     return data, packed(tag, bits).to_bytes(-(-len(tag) * bits // 8), "little")
@@ -161,6 +188,7 @@ def is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
 
 
+@functools.cache
 def primes(degree: int) -> list[int]:
     """All of a ring's, ascending."""
     bits, count = RINGS[degree]
@@ -214,8 +242,11 @@ def plan(values: int, precision: int, total_weight: int) -> Plan:
 
 
 def unpacked(data: bytes, bits: int) -> list[int]:
-    number = int.from_bytes(data, "little")
-    return [number >> (bits * i) & ((1 << bits) - 1) for i in range(8 * len(data) // bits)]
+    out: list[int] = []
+    for at in range(0, len(data), bits):
+        eight = int.from_bytes(data[at : at + bits], "little")
+        out += [eight >> (bits * i) & ((1 << bits) - 1) for i in range(8)]
+    return out[: 8 * len(data) // bits]
 
 
 def add_up(parts: Sequence[tuple[int, bytes]], bits: int, moduli: Sequence[int]) -> bytes:

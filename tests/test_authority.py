@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hefl.errors import CertificateError, ExistsError, HeflError, MismatchError, UsageError
-from hefl.keys import authority, party, tls
+from hefl.keys import authority, credentials, party, tls
 
 EXPECTED = {
     "authority": ["address.hefl", "ca.crt", "ca.key", "clients.hefl", "secret.hefl"],
@@ -83,10 +83,12 @@ def test_certificates_last_as_long_as_was_said(made: authority.Federation) -> No
 
 
 def test_tls_speaks_1_3_only_and_asks_for_the_peers_certificate(made: authority.Federation) -> None:
-    for context in (tls.server_context(made.folder / "server"), tls.client_context(made.folder / "clients/alice")):
+    server = party.read_server_folder(made.folder / "server").credentials.server_context()
+    client = party.read_client_folder(made.folder / "clients/alice").credentials.client_context()
+    for context in (server, client):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_3
         assert context.verify_mode is ssl.CERT_REQUIRED
-    assert tls.client_context(made.folder / "clients/alice").check_hostname
+    assert client.check_hostname
 
 
 def test_an_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +99,8 @@ def test_an_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.M
         def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
             return datetime.now(UTC) + timedelta(days=2)
 
-    monkeypatch.setattr(tls, "datetime", Later)
-    with pytest.raises(CertificateError, match="is valid from"):
+    monkeypatch.setattr(credentials, "datetime", Later)
+    with pytest.raises(CertificateError, match="has expired"):
         party.read_client_folder(made.folder / "clients/alice")
 
 

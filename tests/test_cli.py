@@ -14,6 +14,7 @@ from federation import Command
 import hefl
 from hefl import errors
 from hefl.cli.main import COMMANDS
+from hefl.keys import authority
 
 
 def run(*arguments: str | Path, cwd: Path) -> Command:
@@ -51,21 +52,21 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["keygen"], "missing argument"),
-        (["keygen", "fed"], "missing option '--client'"),
+        (["keygen"], "keygen needs DIR"),
+        (["keygen", "fed"], "keygen needs --client"),
         (["keygen", "fed", "--client", "Bob"], "a client's name is"),
-        (["serve"], "missing argument"),
-        (["serve", "fed/server", "--rounds", "0"], "invalid value for '--rounds'"),
-        (["serve", "fed/server", "--min-clients", "1"], "invalid value for '--min-clients'"),
+        (["serve"], "serve needs DIR/server"),
+        (["serve", "fed/server", "--rounds", "0"], "--rounds takes a whole number"),
+        (["serve", "fed/server", "--min-clients", "1"], "--min-clients takes a whole number"),
         (["client", "fed/clients/alice"], "name either --data or --trainer"),
         (["client", "f", "--data", "iris:alice", "--trainer", "a:b"], "name either --data or --trainer"),
         (["client", "f", "--data", "iris:alice", "--save", "no/such/model.npz"], "does not exist"),
-        (["demo", "--data", "mnist"], "invalid value for '--data'"),
-        (["serve", "fed/server", "--engine", "rot13"], "invalid value for '--engine'"),
-        (["serve", "fed/server", "--precision", "41"], "invalid value for '--precision'"),
-        (["demo", "--clients", "1"], "invalid value for '--clients'"),
-        (["train"], "no such command 'train'"),
-        (["--colour"], "no such option"),
+        (["demo", "--data", "mnist"], "--data takes one of"),
+        (["serve", "fed/server", "--engine", "rot13"], "--engine takes one of"),
+        (["serve", "fed/server", "--precision", "41"], "--precision takes a whole number"),
+        (["demo", "--clients", "1"], "--clients takes a whole number"),
+        (["train"], "there is no command 'train'"),
+        (["--colour"], "has no option --colour"),
     ],
 )
 def test_a_command_that_is_called_wrongly_ends_with_2_and_a_hint(
@@ -98,12 +99,31 @@ def test_a_trainer_that_cannot_be_had_is_named(tmp_path: Path, spec: str, code: 
     assert "Traceback" not in command.error
 
 
-@pytest.mark.parametrize("data", ["iris", "iris:3/2", "iris:0/2", "iris:carol", "iris:1/100", "mnist:alice"])
+@pytest.mark.parametrize("data", ["iris:", "iris:3/2", "iris:0/2", "iris:carol", "iris:1/100", "mnist:alice"])
 def test_data_that_does_not_exist_is_named(tmp_path: Path, data: str) -> None:
     assert run("keygen", tmp_path / "fed", "--client", "alice", "--client", "bob", cwd=tmp_path).child.returncode == 0
     command = run("client", tmp_path / "fed/clients/alice", "--data", data, cwd=tmp_path)
     assert command.child.returncode == 2, command.error
     assert len(command.err) <= 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--data", "digits:2/5", "--partition", "dirichlet"], "--partition takes iid, or dirichlet:ALPHA"),
+        (["--data", "digits:2/5", "--partition", "dirichlet:-1"], "got 'dirichlet:-1'"),
+        (["--data", "iris:61/61"], "leaves client alice (part 61 of 61) 1; every client needs at least 2"),
+        (["--data", "iris:2/20", "--partition", "dirichlet:0.001"], "of 120 training examples leaves "),
+        (["--data", "iris:alice", "--data-seed", "-1"], "invalid value for '--data-seed'"),
+        (["--trainer", "trainers:Drift", "--partition", "dirichlet:1"], "--trainer brings its own"),
+    ],
+)
+def test_data_that_cannot_be_shared_so_is_a_usage_error(tmp_path: Path, flags: list[str], text: str) -> None:
+    authority.create(tmp_path / "fed", ["alice", "bob"])
+    command = run("client", tmp_path / "fed/clients/alice", *flags, cwd=tmp_path)
+    assert command.child.returncode == 2, command.error
+    assert text in command.error
+    assert "Traceback" not in command.error
 
 
 def test_a_folder_that_keygen_did_not_make_ends_with_3(tmp_path: Path) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from federation import Command
 
 from hefl.demo import client_names
+from hefl.examples import load_example
+from hefl.examples.data import load_parts
+from hefl.examples.partition import Partition
 from hefl.timings import PHASES
 
 
@@ -45,10 +50,71 @@ def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path, e
     assert "10 of 20 rounds" in demo.error
 
 
-def test_a_demo_that_cannot_share_the_data_says_so_and_leaves_no_process(tmp_path: Path) -> None:
-    demo = Command("demo", "--engine", "plaintext", cwd=tmp_path)
-    assert demo.wait() == 3
-    assert "--insecure-plaintext" in demo.error or "compares" in demo.error
+def accuracies(report: dict[str, Any]) -> list[float]:
+    """Of the encrypted training, the plaintext one and the one on pooled data."""
+    return [course["final"]["accuracy"] for course in (report, report["plaintext"], report["pooled"])]
+
+
+def test_clients_with_different_labels_come_within_two_points_of_pooled_data(tmp_path: Path) -> None:
+    """On 113 validation rows: within two of them."""
+    flags = ("--data", "breast_cancer", "--clients", "3", "--partition", "dirichlet:0.3")
+    demo = Command("demo", "--out", "out", *flags, cwd=tmp_path)
+    assert demo.wait(110) == 0, demo.error
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert [report[key] for key in ("data", "clients", "partition")] == ["breast_cancer", 3, "dirichlet:0.3"]
+    assert (report["verified"], report["exact"], report["validation_examples"]) == (True, True, 113)
+    splits = load_parts("breast_cancer", 3, Partition(0.3))
+    assert report["labels"] == {
+        name: np.bincount(split.labels, minlength=2).tolist()
+        for name, split in zip(("alice", "bob", "carol"), splits, strict=True)
+    }
+    encrypted, plaintext, pooled = accuracies(report)
+    assert pooled > 0.94
+    assert abs(encrypted - pooled) <= 0.02
+    assert abs(encrypted - plaintext) <= 0.02
+    assert [row["round"] for row in report["pooled"]["rounds"]] == list(range(1, 21))
+    assert report["pooled"]["initial"] == pytest.approx(report["initial"], abs=1e-6)
+    trainer = load_example("breast_cancer:1/1", seed=0)
+    arrays = trainer.get_parameters({})
+    for number in range(1, 21):
+        arrays = trainer.fit(arrays, {"seed": 0, "client": "pooled", "round": number})[0]
+    loss, _, metrics = trainer.evaluate(arrays, {})
+    assert report["pooled"]["final"] == {"loss": loss, **metrics}
+    assert f"pooled data: {pooled * 113:.0f} of 113" in "\n".join(demo.out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("data", ["digits", "wine"])
+def test_five_clients_with_different_labels_come_within_two_points_of_pooled_data(tmp_path: Path, data: str) -> None:
+    flags = ("--data", data, "--clients", "5", "--partition", "dirichlet:0.3")
+    demo = Command("demo", "--out", "out", *flags, cwd=tmp_path)
+    assert demo.wait(390) == 0, demo.error
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["verified"], report["exact"]) == (True, True)
+    assert len(report["labels"]) == 5
+    encrypted, _, pooled = accuracies(report)
+    assert pooled > 0.95
+    assert abs(encrypted - pooled) <= 0.02
+    # Half a step of a parameter of magnitude 2 to 4; batch norm's statistics have finer steps, its counters none.
+    assert 0 < report["max_abs_difference"] <= 16 * 2.0**-24
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--engine", "plaintext"), "compares an encrypted training"),
+        (("--partition", "dirichlet:x"), "--partition takes iid, or dirichlet:ALPHA"),
+        (("--partition", "dirichlet:0.001", "--clients", "20"), "leaves client"),
+        (("--data", "mnist"), "'mnist' is not one of 'iris', 'digits', 'breast_cancer', 'wine'"),
+    ],
+)
+def test_a_demo_that_cannot_be_run_says_so_and_leaves_nothing(
+    tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    demo = Command("demo", *flags, cwd=tmp_path)
+    assert demo.wait() == (3 if flags[0] == "--engine" else 2)
+    assert message in demo.error
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from federation import Command
 
 from hefl.cli.main import COMMANDS
-from hefl.keys import keyfile
+from hefl.keys import fields
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,9 +77,9 @@ def test_the_key_file_format_is_documented_field_by_field() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z, ]+) \|", text, re.MULTILINE)
     documented = {
         kind: tuple(name for name, kinds in rows if kinds == "all" or kind in kinds.split(", "))
-        for kind in keyfile.FIELDS
+        for kind in fields.FIELDS
     }
-    assert documented == dict(keyfile.FIELDS)
+    assert documented == dict(fields.FIELDS)
 
 
 def test_no_secret_is_in_the_repository() -> None:

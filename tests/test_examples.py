@@ -1,44 +1,102 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
-from sklearn.datasets import load_iris
+import sklearn.datasets
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hefl.errors import UsageError
 from hefl.examples import load_example
-from hefl.examples.data import iris
-from hefl.examples.iris import trainer
+from hefl.examples.data import BREAST_CANCER_RANGES, WINE_RANGES, Split, load_parts
+from hefl.examples.partition import Partition
+from hefl.params import DATA_SETS
+from hefl.torch_trainer import TorchTrainer
 
 CONFIG = {"round": 1, "seed": 0, "client": "alice"}
+ROWS = {"iris": 150, "digits": 1797, "breast_cancer": 569, "wine": 178}
+EVENLY = Partition()
 
 
 def test_iris_is_split_as_documented() -> None:
-    features, labels = load_iris(return_X_y=True)
+    features, labels = sklearn.datasets.load_iris(return_X_y=True)
     order = np.random.RandomState(42).permutation(150)
-    for index, rows in ((1, order[30:90]), (2, order[90:])):
-        split = iris(index, 2, 42)
+    for split, rows in zip(load_parts("iris", 2, EVENLY), (order[30:90], order[90:]), strict=True):
         np.testing.assert_array_equal(split.features, features[rows].astype(np.float32))
         np.testing.assert_array_equal(split.labels, labels[rows])
         np.testing.assert_array_equal(split.validation_features, features[order[:30]].astype(np.float32))
 
 
-def test_the_parts_of_any_number_of_clients_are_all_of_the_training_rows_once() -> None:
-    parts = [iris(i + 1, 7, 42).features for i in range(7)]
-    assert sum(map(len, parts)) == 120
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    with pytest.raises(UsageError, match="at least 2"):
-        iris(61, 61, 42)
+def rows_of(split: Split) -> list[bytes]:
+    return [bytes(row) + bytes([label]) for row, label in zip(split.features, split.labels, strict=True)]
 
 
-def test_alice_and_bob_are_the_halves() -> None:
-    for name, part in (("alice", "1/2"), ("bob", "2/2")):
-        named, counted = load_example(f"iris:{name}", seed=0), load_example(f"iris:{part}", seed=0)
-        first, second = (t.fit(list(t.get_parameters(CONFIG)), CONFIG)[0] for t in (named, counted))
-        assert all((a == b).all() for a, b in zip(first, second, strict=True))
+@pytest.mark.parametrize("name", DATA_SETS)
+@settings(max_examples=10)
+@given(count=st.integers(1, 9), alpha=st.sampled_from([None, 0.3, 5.0]), data_seed=st.integers(0, 2**32 - 1))
+def test_the_parts_are_all_of_the_training_rows_once_and_the_first_fifth_validates_for_everyone(
+    name: str, count: int, alpha: float | None, data_seed: int
+) -> None:
+    parts = load_parts(name, count, Partition(alpha), data_seed=data_seed)
+    (whole,) = load_parts(name, 1, EVENLY, data_seed=data_seed)
+    assert len(whole.validation_labels) == ROWS[name] // 5
+    assert len(whole.labels) == ROWS[name] - ROWS[name] // 5
+    # As rows with their labels, of which some data sets have a few twice.
+    assert sorted(row for part in parts for row in rows_of(part)) == sorted(rows_of(whole))
+    for part in parts:
+        np.testing.assert_array_equal(part.validation_features, whole.validation_features)
+        np.testing.assert_array_equal(part.validation_labels, whole.validation_labels)
+        assert part.classes == len(np.unique(np.concatenate([whole.labels, whole.validation_labels])))
+        assert len(part.labels) >= 2
 
 
-def test_the_model_is_the_documented_one() -> None:
-    made = trainer(1, 2, seed=3)
+def test_tables_are_scaled_by_the_ranges_that_their_descriptions_publish() -> None:
+    for name, ranges in (("breast_cancer", BREAST_CANCER_RANGES), ("wine", WINE_RANGES)):
+        text = getattr(sklearn.datasets, f"load_{name}")().DESCR
+        table = text[text.index("Summary Statistics") : text.index("Missing Attribute")]
+        published = [(float(a), float(b)) for a, b in re.findall(r":\s+([\d.]+)\s+([\d.]+)", table)]
+        assert list(ranges) == published
+        (split,) = load_parts(name, 1, EVENLY)
+        assert np.abs(split.features).max() <= 1.05
+
+
+def trained(trainer: TorchTrainer) -> bytes:
+    arrays, _, _ = trainer.fit(list(trainer.get_parameters(CONFIG)), CONFIG)
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def test_alice_and_bob_are_the_halves_and_no_part_is_everything() -> None:
+    for name, part in (("iris:alice", "iris:1/2"), ("iris:bob", "iris:2/2"), ("iris", "iris:1/1")):
+        assert trained(load_example(name, seed=0)) == trained(load_example(part, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        *((spec, "takes NAME or NAME:PART with NAME one of iris, digits, breast_cancer, wine, got '") for spec in (
+            "", ":", "iris:", "mnist", "iris:carol", "iris:0/2", "iris:1/0", "iris:1", "iris:1/2/3", "iris:-1/2",
+            "iris: 1/2", "digits:1/10000", "Iris:1/2",
+        )),
+        ("digits:6/5", "there is no part 6 of 5"),
+    ],
+)  # fmt: skip
+def test_other_forms_of_data_are_a_usage_error(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_example(spec, seed=0)
+
+
+def test_a_client_that_the_data_does_not_suffice_for_is_named() -> None:
+    with pytest.raises(UsageError, match=r"leaves client carol \(part 61 of 61\) 1; every client needs at least 2"):
+        load_example("iris:61/61", seed=0, client="carol")
+    with pytest.raises(UsageError, match=r"dirichlet:0\.001 of 120 .* leaves part \d+ of 30 0"):
+        load_example("iris:1/30", seed=0, partition="dirichlet:0.001")
+
+
+def test_the_model_on_iris_is_the_documented_one() -> None:
+    made = load_example("iris:1/2", seed=3)
     arrays = made.get_parameters(CONFIG)
     assert [a.shape for a in arrays] == [(32, 4), (32,), (32, 32), (32,), (3, 32), (3,)]
     assert sum(a.size for a in arrays) == 1315
@@ -48,11 +106,50 @@ def test_the_model_is_the_documented_one() -> None:
     assert made.num_examples == 60
 
 
-def test_fit_repeats_bit_for_bit_and_depends_on_its_parameters() -> None:
-    made, twin = trainer(1, 2, seed=0), trainer(1, 2, seed=1)
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_fit_repeats_bit_for_bit_and_depends_on_its_parameters(name: str) -> None:
+    made, twin = load_example(f"{name}:1/2", seed=0), load_example(f"{name}:1/2", seed=1)
     arrays = made.get_parameters(CONFIG)
     first = made.fit(arrays, CONFIG)[0]
     made.fit(first, CONFIG)
+    torch.rand(7)
     again, other = made.fit(arrays, CONFIG)[0], twin.fit(arrays, CONFIG)[0]
     assert all((a == b).all() and (a == c).all() for a, b, c in zip(first, again, other, strict=True))
     assert any((a != b).any() for a, b in zip(first, arrays, strict=True))
+    assert any((a != b).any() for a, b in zip(arrays, twin.get_parameters(CONFIG), strict=True))
+
+
+def test_the_network_on_digits_averages_its_running_statistics() -> None:
+    made = load_example("digits:1/5", seed=0)
+    kinds = dict(zip(made.names, made.kinds, strict=True))
+    assert {name.rpartition(".")[2]: kind for name, kind in kinds.items() if name.startswith("2.")} == {
+        "weight": "parameter",
+        "bias": "parameter",
+        "running_mean": "buffer",
+        "running_var": "buffer",
+        "num_batches_tracked": "integer",
+    }
+    assert len(made.names) == 16
+
+
+def test_batch_normalisation_meets_no_batch_of_one() -> None:
+    """17 rows in batches of 16 would leave one row."""
+    made = load_example("digits:1/84", seed=0)
+    assert made.num_examples in (17, 18)
+    arrays = made.fit(list(made.get_parameters(CONFIG)), CONFIG)[0]
+    batches = arrays[made.names.index("2.num_batches_tracked")]
+    assert batches == 2
+    assert all(np.isfinite(array).all() for array in arrays)
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_a_part_that_lacks_labels_trains_the_whole_model(name: str) -> None:
+    parts = load_parts(name, 5, Partition(0.1))
+    index = next(i for i, part in enumerate(parts) if len(np.unique(part.labels)) < part.classes) + 1
+    lacking = load_example(f"{name}:{index}/5", seed=0, partition="dirichlet:0.1")
+    full = load_example(name, seed=0)
+    arrays = lacking.fit(list(lacking.get_parameters(CONFIG)), CONFIG)[0]
+    assert [a.shape for a in arrays] == [a.shape for a in full.get_parameters(CONFIG)]
+    loss, _, metrics = lacking.evaluate(arrays, CONFIG)
+    assert np.isfinite(loss)
+    assert 0 <= metrics["accuracy"] <= 1

@@ -86,10 +86,29 @@ def test_a_finished_run_ends_at_once_and_is_not_overwritten(keys: Federation, tm
         )
         assert again.wait() == 0
         assert "has ended already" in again.error
-        longer = keys.run("serve", keys.folder / "server", "--port", "0", "--state", tmp_path / "server")
-        assert longer.wait() == 1
-        assert "cannot be extended to 20" in longer.error
     assert sorted((p, p.read_bytes()) for p in (tmp_path / "server").rglob("*") if p.is_file()) == before
+
+
+def test_a_finished_run_goes_on_with_more_rounds_and_trains_what_a_longer_one_would_have(
+    keys: Federation, tmp_path: Path
+) -> None:
+    who = {"alice": (10, 0.1), "bob": (25, -0.2)}
+    numbers = []
+    with keys:
+        for rounds in ("2", "3", "5"):
+            server = keys.serve(tmp_path / "server", "--rounds", rounds, "--join-wait", "0")
+            clients = [
+                keys.client(n, tmp_path / n, "--save", tmp_path / f"{n}.npz", "--force", EXAMPLES=str(e), STEP=str(s))
+                for n, (e, s) in who.items()
+            ]
+            assert [c.wait() for c in (*clients, server)] == [0, 0, 0], [c.error for c in (*clients, server)]
+            numbers.append([e["round"] for e in server.events if e["event"] == "round"])
+            saved = [np.load(tmp_path / f"{n}.npz", allow_pickle=False) for n in who]
+            for name, expected in zip(saved[0].files, fedavg(int(rounds), list(who.values()))[-1], strict=True):
+                np.testing.assert_allclose(saved[0][name], expected, rtol=0, atol=1e-6)
+                assert (saved[0][name] == saved[1][name]).all()
+    # Round numbers only rise: each closing exchange has its own, and the trainings go on after it.
+    assert numbers == [[0, 1, 2, 3], [4, 5], [6, 7, 8]]
 
 
 def test_a_client_that_is_killed_is_done_without_after_the_deadline(keys: Federation, tmp_path: Path) -> None:

@@ -230,6 +230,22 @@ def test_means_of_integers_are_rounded_half_to_even() -> None:
     assert codec.decode_model(total, (32,))[0][0].tolist() == [0, 2, 2, 0, -2, -2]
 
 
+def test_a_widened_layout_has_the_means_before_they_are_rounded() -> None:
+    codec, wide = FixedPointCodec(MIXED, 24), FixedPointCodec(MIXED.widened(), 24)
+    arrays = [_arrays(np.random.default_rng(seed)) for seed in (1, 2)]
+    scales = _start(codec, arrays[0])
+    total = _sum([codec.encode_model(a, {}, scales) for a in arrays], [3, 1])
+    means, narrow = wide.decode_model(total, scales)[0], codec.decode_model(total, scales)[0]
+    for tensor, mean, one, two in zip(MIXED.tensors, means, *arrays, strict=True):
+        assert mean.dtype == np.float64
+        if tensor.kind == "integer":
+            np.testing.assert_array_equal(mean, (3.0 * one + two) / 4)
+    assert any((mean % 1 != 0).any() for t, mean in zip(MIXED.tensors, means, strict=True) if t.kind == "integer")
+    for mean, array in zip(means, narrow, strict=True):
+        rounded = np.rint(mean) if array.dtype.kind in "iu" else mean
+        np.testing.assert_array_equal(rounded.astype(array.dtype), array)
+
+
 def test_a_client_that_was_away_reads_the_same_model_and_ranges() -> None:
     rng, codec = np.random.default_rng(3), FixedPointCodec(MIXED, 24)
     scales = _start(codec, _arrays(rng, spread=50.0))

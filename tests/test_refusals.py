@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from federation import Command, Federation
+from helpers import rewritten
 
 from hefl import protocol, wire
 from hefl.ckks.context import Identity
@@ -80,7 +82,7 @@ def test_another_federations_certificate_in_a_clients_folder_is_refused(
 def test_the_files_of_two_generations_do_not_mix(keys: Federation, tmp_path: Path) -> None:
     mixed = keys.copy(tmp_path / "fed")
     path = mixed.folder / "clients/alice/address.hefl"
-    path.write_text(path.read_text().replace("generation: 1", "generation: 2"))
+    rewritten(path, "generation: 1", "generation: 2")
     with mixed:
         client = mixed.client("alice", tmp_path / "alice", "--server", "https://127.0.0.1:1")
         refused(client, 3, "key generation 1", "key generation 2", "address.hefl")
@@ -127,7 +129,7 @@ def test_a_key_of_another_certificate_is_refused(keys: Federation, tmp_path: Pat
 def test_an_unknown_client_is_refused_by_the_server(keys: Federation, tmp_path: Path) -> None:
     smaller = keys.copy(tmp_path / "fed")
     path = smaller.folder / "server/clients.hefl"
-    path.write_text(path.read_text().replace("alice bob carol", "alice bob"))
+    rewritten(path, "alice bob carol", "alice bob")
     with smaller:
         smaller.serve(tmp_path / "server")
         refused(smaller.client("carol", tmp_path / "carol"), 3, "'carol' is not on the server's list")
@@ -151,7 +153,7 @@ def test_a_caller_without_a_clients_certificate_gets_nothing(keys: Federation, t
 def test_tls_below_1_3_is_refused(keys: Federation, tmp_path: Path) -> None:
     with keys:
         keys.serve(tmp_path / "server")
-        context = tls.client_context(keys.folder / "clients/alice")
+        context = party.read_client_folder(keys.folder / "clients/alice").credentials.client_context()
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
         address = ("127.0.0.1", urlsplit(keys.url).port or 0)
         with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
@@ -202,7 +204,7 @@ def test_the_server_refuses_a_secret_context_in_a_public_file(keys: Federation, 
     secret = re.search(r"^ckks: (.*)$", (keys.folder / "clients/alice/secret.hefl").read_text(), re.MULTILINE)
     assert secret
     path = mixed.folder / "server/public.hefl"
-    path.write_text(re.sub(r"(?m)^ckks: .*$", f"ckks: {secret[1]}", path.read_text()))
+    rewritten(path, "^ckks: .*$", f"ckks: {secret[1]}")
     with mixed:
         refused(mixed.run("serve", mixed.folder / "server"), 3, "holds a secret key")
 
@@ -216,7 +218,7 @@ def test_a_context_of_another_seal_version_is_refused(keys: Federation, tmp_path
     data = bytearray(base64.b64decode(found[1]))
     at = data.index(b"\x5e\xa1\x10")
     data[at + 3 : at + 5] = bytes([3, 7])
-    path.write_text(text.replace(found[1], base64.b64encode(bytes(data)).decode()))
+    rewritten(path, "^ckks: .*$", f"ckks: {base64.b64encode(bytes(data)).decode()}")
     with mixed:
         refused(mixed.run("serve", mixed.folder / "server"), 3, "made with SEAL 3.7", "this machine runs SEAL")
 
@@ -358,6 +360,11 @@ def raw(keys: Federation) -> Iterator[Callable[[str], Raw]]:
         each.connection.close()
 
 
+def digest_of(update: bytes) -> dict[str, str]:
+    """The header that names an update: its last 32 bytes."""
+    return {protocol.HEADER_DIGEST: update[-32:].hex().ljust(64, "0")}
+
+
 class Raw:
     """A client of the federation's that speaks HTTP by hand: it has joined, and uploads what it likes."""
 
@@ -365,8 +372,9 @@ class Raw:
         self.folder = party.read_client_folder(keys.folder / "clients" / name)
         self.nonce = "00112233445566778899aabbccddeeff"
         self.headers = protocol.headers(self.folder.secret, self.nonce)
+        self.url = keys.url
         address = urlsplit(keys.url)
-        context = tls.client_context(self.folder.path)
+        context = self.folder.credentials.client_context()
         self.connection = http.client.HTTPSConnection(str(address.hostname), address.port, context=context, timeout=20)
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
@@ -378,6 +386,16 @@ class Raw:
     def join(self, layout: protocol.Join) -> None:
         status, refusal = self.ask("POST", "/v1/join", msgspec.json.encode(layout))
         assert status == 200, refusal
+
+    def held(self, path: str, headers: dict[str, str]) -> protocol.Held:
+        """What the server has of an upload, over a connection of its own."""
+        url = urlsplit(self.url)
+        connection = http.client.HTTPSConnection(
+            str(url.hostname), url.port, context=self.folder.credentials.client_context(), timeout=20
+        )
+        with closing(connection):
+            connection.request("GET", path, headers={**self.headers, **headers})
+            return msgspec.json.decode(connection.getresponse().read(), type=protocol.Held)
 
     def view(self) -> protocol.View:
         self.connection.request("GET", "/v1/run", headers=self.headers)
@@ -436,7 +454,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
             sender: Raw = alice,
             headers: dict[str, str] | None = None,
         ) -> str:
-            found, answer = sender.ask("PUT", path, body, **(examples | (headers or {})))
+            found, answer = sender.ask("PUT", path, body, **(examples | digest_of(body) | (headers or {})))
             assert answer
             assert (found, answer.error) == (status, kind), answer
             return answer.message
@@ -453,6 +471,9 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert "another run" in refusal(410, "StaleError", made(nonce="00" * 32))
         assert "engine 'plaintext'" in refusal(409, "EngineError", headed(engine="plaintext"))
         assert "11 values" in refusal(400, "MalformedError", headed(values=11))
+        assert "bear its digest" in refusal(400, "MalformedError", good, headers={protocol.HEADER_DIGEST: "d1"})
+        assert "was announced" in refusal(400, "MalformedError", good, headers={protocol.HEADER_DIGEST: "d1" * 32})
+        assert "0 bytes are here" in refusal(409, "ConflictError", good, headers={protocol.HEADER_OFFSET: "9"})
         assert "of client 'bob'" in refusal(409, "ConflictError", headed(name="bob"))
         assert str(Identity("ab" * 16, 1)) in refusal(403, "MismatchError", headed(identity=Identity("ab" * 16, 1)))
         assert "a ciphertext" in refusal(400, "MalformedError", headed())
@@ -470,7 +491,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert not view.committed
         assert not list((tmp_path / "server/uploads").iterdir())
 
-        assert alice.ask("PUT", where, good, **examples) == (200, None)
+        assert alice.ask("PUT", where, good, **examples, **digest_of(good)) == (200, None)
         server.until('"event": "round"')
         assert not list((tmp_path / "server/uploads").iterdir())
         assert "round 0, attempt 1" in refusal(410, "StaleError", good)  # whether round 1 is open yet or not
@@ -478,7 +499,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert "Traceback" not in server.error
 
 
-def test_an_upload_that_breaks_off_changes_nothing(
+def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
     keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
@@ -487,16 +508,29 @@ def test_an_upload_that_breaks_off_changes_nothing(
         alice.join(join)
         bob.join(join)
         server.until("round 0, attempt 1")
-        alice.connection.putrequest("PUT", "/v1/rounds/0/1/update")
-        for name, value in {**alice.headers, protocol.HEADER_NUM_EXAMPLES: "4", "Content-Length": "200000"}.items():
+        announcement = alice.view().announcement
+        assert announcement
+        file, where = io.BytesIO(), "/v1/rounds/0/1/update"
+        write_update(file, np.arange(4.0), alice.folder.secret, SlotsEngine(), announcement, "alice")
+        update = file.getvalue()
+        headers = {protocol.HEADER_NUM_EXAMPLES: "4", **digest_of(update)}
+        half = len(update) // 2
+        alice.connection.putrequest("PUT", where)
+        for name, value in {**alice.headers, **headers, "Content-Length": str(len(update))}.items():
             alice.connection.putheader(name, value)
-        alice.connection.endheaders(b"x" * 100_000)
+        alice.connection.endheaders(update[:half])
+        while alice.held(where, headers).bytes < half:
+            time.sleep(0.02)
         alice.connection.close()
-        again = raw("alice")
-        view = again.view()
-        assert view.phase == "collecting"
-        assert not view.committed
+        assert alice.view().phase == "collecting"
+        assert not alice.view().committed
+        assert alice.held(where, headers) == protocol.Held(bytes=half, committed=False)
+        assert alice.held(where, digest_of(b"another")) == protocol.Held(bytes=0, committed=False)
+        rest = {**headers, protocol.HEADER_OFFSET: str(half)}
+        assert alice.ask("PUT", where, update[half:], **rest) == (200, None)
+        server.until('"event": "round"')
         assert not list((tmp_path / "server/uploads").iterdir())
+        assert not list((tmp_path / "server/updates").iterdir())
 
 
 # --- ports and outputs ------------------------------------------------------------------------------------------------
@@ -552,7 +586,7 @@ def test_existing_output_is_not_replaced_without_force(keys: Federation, tmp_pat
             "alice", tmp_path / "alice", "--server", "https://127.0.0.1:1", "--save", tmp_path / "model.npz"
         )
         refused(client, 1, "model.npz exists already", "--force")
-        refused(keys.run("keygen", keys.folder, "--client", "dave"), 1, "keys already", "--force")
+        refused(keys.run("keygen", keys.folder, "--client", "alice"), 1, "keys already", "--force")
         refused(keys.run("demo", "--out", tmp_path / "out"), 1, "report.json exists already", "--force")
     assert (tmp_path / "model.npz").read_bytes() == (tmp_path / "out/report.json").read_bytes() == b"precious"
     assert (keys.folder / "authority/secret.hefl").read_bytes() == before
@@ -566,8 +600,8 @@ def test_a_model_that_could_not_be_saved_is_noticed_before_the_training(keys: Fe
 
 def test_a_damaged_state_is_refused_with_the_way_out(keys: Federation, tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text(json.dumps({"join_nonce": "short"}))
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "journal.sqlite").write_text("not a database, and longer than the header of one" * 10)
     with keys:
         refused(keys.client("alice", tmp_path, "--server", "https://127.0.0.1:1"), 1, "session.json is damaged")
         server = keys.run("serve", keys.folder / "server", "--state", tmp_path, "--port", "0")
-        refused(server, 1, "run.json is damaged", "--state")
+        refused(server, 1, "journal.sqlite is damaged", "--state")

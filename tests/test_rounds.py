@@ -25,16 +25,21 @@ from hefl.rounds import (
     Committed,
     End,
     Ended,
+    Enough,
     Event,
+    Extended,
     Fetched,
     Finish,
     Finished,
     Joined,
+    Known,
     Left,
     Phase,
     Published,
     Run,
     Session,
+    Stop,
+    Stopped,
     advance,
     announcement_of,
     decide,
@@ -42,7 +47,22 @@ from hefl.rounds import (
 
 KNOWN = ("alice", "bob", "carol")
 NONCE = {name: f"{i:032x}" for i, name in enumerate(KNOWN, 1)}
-EVENT_TYPES = (Joined, Left, Announced, Committed, Closed, Abandoned, Published, Finished, Fetched, Ended)
+EVENT_TYPES = (
+    Joined,
+    Left,
+    Known,
+    Announced,
+    Committed,
+    Enough,
+    Closed,
+    Abandoned,
+    Stopped,
+    Published,
+    Finished,
+    Fetched,
+    Ended,
+    Extended,
+)
 
 
 def clock(**changes: Any) -> Clock:
@@ -89,7 +109,7 @@ def digest(name: str) -> str:
 
 def in_phase(phase: Phase) -> Run:
     if phase is Phase.COLLECTING:
-        return collecting()
+        return collecting(next_round=2)
     if phase is Phase.SUMMING:
         return advance(collecting(["alice", "bob"]), Closed())
     return gathering(phase=phase, next_round=1)
@@ -100,14 +120,18 @@ def event_for(cls: type[Event], run: Run) -> Event:
     events: tuple[Event, ...] = (
         Joined("alice", 5, "ff" * 16),
         Left("alice"),
+        Known(("alice", "bob", "dave")),
         Announced(of),
         Committed("alice", digest("alice"), 10),
+        Enough("alice"),
         Closed(),
         Abandoned(),
+        Stopped(),
         Published(record(of, run.committed or None)),
         Finished(),
         Fetched("alice"),
         Ended(),
+        Extended(9),
     )
     return next(event for event in events if type(event) is cls)
 
@@ -117,21 +141,32 @@ def event_for(cls: type[Event], run: Run) -> Event:
 ALLOWED = {
     ("GATHERING", "Joined", "GATHERING"),
     ("GATHERING", "Left", "GATHERING"),
+    ("GATHERING", "Known", "GATHERING"),
     ("GATHERING", "Announced", "COLLECTING"),
     ("GATHERING", "Finished", "DRAINING"),
     ("COLLECTING", "Joined", "COLLECTING"),
     ("COLLECTING", "Left", "COLLECTING"),
+    ("COLLECTING", "Known", "COLLECTING"),
     ("COLLECTING", "Committed", "COLLECTING"),
+    ("COLLECTING", "Enough", "COLLECTING"),
     ("COLLECTING", "Closed", "SUMMING"),
     ("COLLECTING", "Abandoned", "GATHERING"),
+    ("COLLECTING", "Stopped", "GATHERING"),
     ("SUMMING", "Joined", "SUMMING"),
     ("SUMMING", "Left", "SUMMING"),
+    ("SUMMING", "Known", "SUMMING"),
     ("SUMMING", "Published", "GATHERING"),
     ("SUMMING", "Abandoned", "GATHERING"),
     ("DRAINING", "Joined", "DRAINING"),
     ("DRAINING", "Left", "DRAINING"),
+    ("DRAINING", "Known", "DRAINING"),
     ("DRAINING", "Fetched", "DRAINING"),
     ("DRAINING", "Ended", "ENDED"),
+    ("GATHERING", "Extended", "GATHERING"),
+    ("COLLECTING", "Extended", "COLLECTING"),
+    ("SUMMING", "Extended", "SUMMING"),
+    ("DRAINING", "Extended", "GATHERING"),
+    ("ENDED", "Extended", "GATHERING"),
 }
 
 
@@ -400,6 +435,59 @@ def test_nothing_is_decided_while_the_aggregate_is_made() -> None:
     assert decide(in_phase(Phase.SUMMING), clock(phase_s=1e9, enough_s=1e9)) is None
 
 
+# --- decisions: when clients have had enough --------------------------------------------------------------------------
+
+
+def having_enough(*names: str, committed: Iterable[str] = ()) -> Run:
+    run = collecting(committed, next_round=2, rounds=5)
+    for name in names:
+        run = advance(run, Enough(name))
+    return run
+
+
+def test_a_run_whose_participants_all_had_enough_goes_to_its_closing_exchange() -> None:
+    run = having_enough("alice", "carol")
+    assert (run.awaited, decide(run, clock())) == (("bob",), None)
+    run = advance(run, Enough("bob"))
+    assert decide(run, clock()) == Stop()
+    run = advance(run, Stopped())
+    assert (run.stopped, run.next_round, run.exchange) == (True, 2, "closing")
+    assert decide(run, clock()) == Announce("closing", KNOWN)
+    closing = announced(run)
+    assert (closing.round, closing.attempt) == (2, 2)  # never the same pair twice
+    run = advance(run, Announced(closing))
+    assert (run.enough, run.committed) == (frozenset(), {})
+    assert decide(advance(run, Abandoned()), clock()) == Finish()
+
+
+def test_an_attempt_does_not_wait_for_an_update_of_those_who_had_enough() -> None:
+    """Honest clients decide alike; whatever the others do, the run goes on or ends."""
+    assert decide(having_enough("alice", committed=["bob", "carol"]), clock()) == Close()
+    assert decide(having_enough("alice", "bob", committed=["carol"]), clock()) == Stop()
+
+
+def test_one_client_alone_stops_no_run() -> None:
+    run = having_enough("alice")
+    assert decide(run, clock()) is None
+    assert isinstance(decide(run, clock(phase_s=30.0)), Abandon)
+    assert decide(having_enough("alice", "bob"), clock(phase_s=30.0)) == Stop()
+
+
+def test_who_had_enough_is_not_lost_when_it_comes_back_without_its_state() -> None:
+    run = advance(having_enough("alice", "bob"), Joined("bob", 20, "ff" * 16))
+    assert decide(run, clock()) is None
+
+
+def test_having_enough_has_no_place_in_a_round_that_is_not_trained_or_after_an_update() -> None:
+    for run in (collecting(next_round=1), collecting(next_round=3), collecting(["alice"], next_round=2)):
+        with pytest.raises(ConflictError, match="alice cannot have had enough"):
+            advance(run, Enough("alice"))
+    with pytest.raises(ConflictError, match="mallory takes no part"):
+        advance(collecting(next_round=2), Enough("mallory"))
+    with pytest.raises(ConflictError, match="alice has said that it will not train"):
+        advance(having_enough("alice"), Committed("alice", digest("alice"), 10))
+
+
 # --- decisions: when a run ends ---------------------------------------------------------------------------------------
 
 
@@ -484,3 +572,73 @@ def test_a_record_of_someone_who_committed_nothing_is_refused() -> None:
     assert run.announcement
     with pytest.raises(ConflictError, match="not of the closed attempt"):
         advance(run, Published(record(run.announcement, ["alice", "carol"])))
+
+
+# --- more rounds than before ------------------------------------------------------------------------------------------
+
+
+def over(*, with_closing: bool = True) -> Run:
+    """A run of two trainings that has ended."""
+    run = gathering(next_round=3)
+    if with_closing:
+        run = advance(run, Announced(announced(run)))
+        for name in KNOWN:
+            run = advance(run, Committed(name, digest(name), 10))
+        run = advance(run, Closed())
+        assert run.announcement
+        run = advance(run, Published(record(run.announcement)))
+    return advance(advance(run, Finished()), Ended())
+
+
+@pytest.mark.parametrize("with_closing", [True, False])
+def test_a_finished_run_goes_on_with_as_many_trainings_as_were_added_and_closes_again(with_closing: bool) -> None:
+    run = over(with_closing=with_closing)
+    first = run.next_round
+    assert first == (4 if with_closing else 3)
+    run, made = advance(run, Extended(4)), []
+    assert (run.sessions, run.closing is not None) == ({}, with_closing)
+    for name in KNOWN:
+        run = advance(run, Joined(name, 10, NONCE[name]))
+    assert run.last_training == first + 1
+    while (decision := decide(run, clock())) != Finish():
+        assert isinstance(decision, Announce)
+        made.append((run.next_round, decision.exchange))
+        run = advance(run, Announced(announced(run)))
+        for name in KNOWN:
+            run = advance(run, Committed(name, digest(name), 10))
+        run = advance(run, Closed())
+        assert run.announcement
+        run = advance(run, Published(record(run.announcement)))
+    assert made == list(enumerate(["training", "training", "closing"], first))
+    assert run.closed
+
+
+def test_a_run_that_is_extended_while_it_closes_trains_on_after_that_round() -> None:
+    run = advance(collecting(list(KNOWN), next_round=3), Extended(3))
+    run = advance(run, Closed())
+    assert run.announcement
+    run = advance(run, Published(record(run.announcement)))
+    assert (run.exchange, run.last_training, run.closed) == ("training", 4, False)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_is_never_made_shorter(rounds: int) -> None:
+    with pytest.raises(ConflictError, match=f"of 2 rounds cannot be extended to {rounds}"):
+        advance(over(), Extended(rounds))
+
+
+# --- who may join -----------------------------------------------------------------------------------------------------
+
+
+def test_who_is_taken_off_the_list_has_left_and_whoever_is_new_is_awaited() -> None:
+    run = advance(gathering(next_round=1), Known(("alice", "bob", "dave")))
+    assert set(run.sessions) == {"alice", "bob"}
+    assert run.awaited == ("dave",)
+
+
+def test_a_participant_taken_off_the_list_is_not_waited_for_and_what_it_sent_stays() -> None:
+    run = advance(collecting(["alice", "carol"]), Known(("alice", "bob")))
+    assert run.awaited == ("bob",)
+    assert set(run.committed) == {"alice", "carol"}
+    without = advance(collecting(["alice", "bob"]), Known(("alice", "bob")))
+    assert isinstance(decide(without, clock()), Close)

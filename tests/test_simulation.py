@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from helpers import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
+from hefl import RoundReport
 from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError
 from hefl.params import ENGINES
 from hefl.simulation import Simulation
@@ -173,3 +175,60 @@ def test_too_few_trainers_or_rounds_are_a_usage_error(clients: int, rounds: int)
 def test_an_engine_that_does_not_exist_is_refused() -> None:
     with pytest.raises(EngineError):
         hefl.simulate([Counting(1, 1), Counting(1, 1)], 1, engine="paillier")
+
+
+class Scripted(Counting):
+    """Model k, which counts its rounds itself, has the k-th loss."""
+
+    def __init__(self, losses: Sequence[float]) -> None:
+        super().__init__(1, 3)
+        self.losses = losses
+
+    def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        return self.losses[int(parameters[0][0]) - 1000], 1, {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("losses", "patience", "trained"),
+    [
+        ([3, 2, 2, 2, 1, 1], 2, 4),  # model 1 is the best, 2 and 3 are no better, 4 is trained before that is known
+        ([3, 2, 2, 1, 1, 1], 3, 5),  # would stop after round 7
+        ([1, 2, 3, 4, 5, 6], 1, 2),
+        ([9, 8, 7, 6, 5, 4], 1, 5),
+        ([math.nan, math.nan, 1, 2, 3, 4], 2, 2),
+        ([-1, -2, -2, -2, -3, -3], 2, 4),
+    ],
+)
+def test_a_simulation_stops_by_patience_and_counts_what_it_trained(
+    engine: str, losses: list[float], patience: int, trained: int
+) -> None:
+    simulation = hefl.simulate([Scripted(losses) for _ in range(3)], 5, engine=engine, patience=patience)
+    assert simulation.arrays[0][0] == 1000 + trained
+    expected = [None if math.isnan(loss) else pytest.approx(loss, abs=1e-6) for loss in losses[: trained + 1]]
+    assert [metrics["loss"] for metrics in simulation.metrics] == expected
+    assert all(set(metrics) == {"loss"} for metrics in simulation.metrics)
+
+
+def test_a_callback_is_told_each_round_as_it_ends() -> None:
+    told: list[RoundReport] = []
+    trainers = diabetes(2)
+    simulation = hefl.simulate(trainers, 2, on_round=told.append)
+    assert [(r.round, r.rounds, r.verified) for r in told] == [(n, 2, True) for n in range(4)]
+    assert [r.metrics for r in told] == [{}, *simulation.metrics]
+    assert all(min(r.bytes_up, r.bytes_down) > 1000 for r in told)
+    assert {"train", "encrypt", "decrypt"} <= told[1].seconds.keys()
+
+
+def test_a_callback_that_raises_ends_the_training_with_what_it_said() -> None:
+    def failing(report: RoundReport) -> None:
+        raise RuntimeError(f"no room for round {report.round}")
+
+    with pytest.raises(TrainerError, match="on_round failed: RuntimeError: no room for round 0") as caught:
+        hefl.simulate(diabetes(2), 2, on_round=failing)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_patience_of_no_rounds_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="patience must be at least 1 round, got 0"):
+        hefl.simulate(diabetes(2), 2, patience=0)

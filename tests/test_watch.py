@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from helpers import HEAD, RUN, announcement
+from helpers import HEAD, RUN, announcement, record
 
 from hefl.page.watch import KEPT_ROUNDS, Watch, awaited, deadline_s, describe, standing
 from hefl.rounds import Clock, Phase, Run, Session
@@ -38,7 +38,7 @@ def clock(silent: Iterable[str] = (), phase_s: float = 0.0) -> Clock:
 
 def test_the_seconds_of_a_rounds_phases_add_up_to_the_time_between_two_rounds() -> None:
     times = iter([100.0, 103.0, 110.0, 111.0, 115.0])
-    watch = Watch(lambda: next(times))
+    watch = Watch(run(), clock=lambda: next(times))
     for number in (1, 2):
         watch.see(announced(number))
         watch.see(closed(number, seconds={"aggregate": 0.5}))
@@ -47,7 +47,7 @@ def test_the_seconds_of_a_rounds_phases_add_up_to_the_time_between_two_rounds() 
 
 
 def test_a_row_gathers_what_is_known_of_its_round_whenever_it_comes() -> None:
-    watch = Watch()
+    watch = Watch(run())
     watch.see(announced(1))
     watch.see(closed(1, missed=["carol"]))
     for name in ("alice", "bob"):
@@ -58,8 +58,21 @@ def test_a_row_gathers_what_is_known_of_its_round_whenever_it_comes() -> None:
     assert (row.exchange, row.metrics, row.reporter) == ("training", {"loss": None}, "bob")
 
 
+def test_of_rounds_before_a_restart_the_records_tell() -> None:
+    of = announcement({"alice": 1, "bob": 1, "carol": 1}, round=4)
+    watch = Watch(run(), [record(of, ["alice", "carol"])])
+    row = watch.rows[4]
+    assert (row.exchange, row.members, row.missed, row.seconds) == ("training", ["alice", "carol"], ["bob"], None)
+
+
+def test_where_a_run_was_extended_no_model_is_of_the_closing_round_between() -> None:
+    watch = Watch(run(), [record(announcement(round=4, exchange="closing"))])
+    watch.see({"event": "metrics", "round": 4, "client": "bob", "metrics": {"loss": 1.0}})
+    assert watch.rows[4].metrics is None
+
+
 def test_whoever_comes_back_is_told_what_has_changed_since_and_no_more() -> None:
-    watch = Watch()
+    watch = Watch(run())
     for number in (1, 2, 3):
         watch.see(closed(number))
     seen = watch.seq
@@ -70,7 +83,7 @@ def test_whoever_comes_back_is_told_what_has_changed_since_and_no_more() -> None
 
 
 def test_the_memory_of_a_long_run_is_bounded() -> None:
-    watch = Watch()
+    watch = Watch(run())
     for number in range(2 * KEPT_ROUNDS):
         watch.see(closed(number))
     assert list(watch.rows) == list(range(KEPT_ROUNDS, 2 * KEPT_ROUNDS))
@@ -90,7 +103,7 @@ def test_the_memory_of_a_long_run_is_bounded() -> None:
     ],
 )  # fmt: skip
 def test_every_client_stands_somewhere(state: dict[str, Any], silent: set[str], expected: list[str]) -> None:
-    watch = Watch()
+    watch = Watch(run())
     watch.see({"event": "joined", "client": "carol"})
     watch.see({"event": "left", "client": "carol"})
     now = run(sessions={"bob": Session(1, "00"), "dave": Session(1, "00")}, **state)

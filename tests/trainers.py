@@ -55,6 +55,14 @@ class Slow(Drift):
         return super().fit(parameters, config)
 
 
+class Scripted(Drift):
+    """Has the validation losses that LOSSES lists, for models 0, 1, ...: the model counts its rounds itself."""
+
+    def evaluate(self, parameters: list[Any], config: Config) -> tuple[float, int, dict[str, Any]]:
+        losses = os.environ["LOSSES"].split(",")
+        return float(losses[int(parameters[2]) - 7]), 5, {"accuracy": 0.5}
+
+
 class Failing(Drift):
     """Raises in its first fit."""
 

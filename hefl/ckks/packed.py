@@ -31,7 +31,7 @@ from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
 from hefl.ckks.transform import U32, U64
 from hefl.codec import Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write
+from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write, check_members
 from hefl.errors import EngineError, MalformedError, ParametersError, TamperError, UploadError
 from hefl.fixedpoint import FixedPointCodec
 from hefl.layout import Layout
@@ -170,7 +170,7 @@ class PackedEngine:
             UploadError: It is, and a member encrypted what the protocol does not allow.
         """
         coder = self._coder(attempt, secret.rings)
-        _check_members(members, attempt)
+        check_members(members, attempt.weights)
         reduced = self.weights(attempt).of
         weighted = [(m.name, m.seed, reduced[m.name]) for m in members]
         mac = Mac(secret, attempt.ctx, coder.basis, coder.plan.blocks)
@@ -311,21 +311,6 @@ def _check_vector(vector: NDArray[np.generic], plan: Plan) -> None:
     bound = value_bound(plan.precision_bits)
     if not -bound <= int(vector.min()) <= int(vector.max()) <= bound:
         raise ParametersError(f"a value needs more than the {plan.precision_bits} bits that this precision has")
-
-
-def _check_members(members: Sequence[Member], attempt: Attempt) -> None:
-    names = [m.name for m in members]
-    if not names or len(set(names)) != len(names):
-        raise TamperError("the sum names no client, or one of them twice", check="names-distinct")
-    strangers = [name for name in names if name not in attempt.weights]
-    if strangers:
-        raise TamperError(f"{strangers[0]!r} is in the sum and was not announced", check="names-announced")
-    for m in members:
-        if m.weight != attempt.weights[m.name]:
-            raise TamperError(
-                f"{m.name!r} weighs {m.weight} in the sum, and {attempt.weights[m.name]} was announced",
-                check="weights-announced",
-            )
 
 
 def _lanes_of(vector: I64, block: int, plan: Plan) -> I64:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from hefl.examples import data
+from hefl.examples.classifier import classifier
+from hefl.examples.data import Split
 from hefl.torch_trainer import TorchTrainer
 
 EPOCHS = 10
@@ -27,11 +28,9 @@ def model(seed: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def trainer(index: int, count: int, *, seed: int, data_seed: int = 42) -> TorchTrainer:
-    """The trainer of the ``index``-th of ``count`` clients, from 1."""
-    split = data.iris(index, count, data_seed)
+def trainer(split: Split, *, seed: int) -> TorchTrainer:
+    """The trainer of one client's part."""
     features, labels = torch.from_numpy(split.features), torch.from_numpy(split.labels)
-    validation, truth = torch.from_numpy(split.validation_features), torch.from_numpy(split.validation_labels)
 
     def train(module: nn.Module) -> None:
         optimiser = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
@@ -40,9 +39,4 @@ def trainer(index: int, count: int, *, seed: int, data_seed: int = 42) -> TorchT
             nn.functional.cross_entropy(module(features), labels).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    def evaluate(module: nn.Module) -> tuple[float, dict[str, float]]:
-        scores = module(validation)
-        right = (scores.argmax(dim=1) == truth).float().mean()
-        return float(nn.functional.cross_entropy(scores, truth)), {"accuracy": float(right)}
-
-    return TorchTrainer(model(seed), len(labels), train, evaluate)
+    return classifier(model(seed), split, train)

@@ -13,7 +13,7 @@ import errno
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
@@ -26,6 +26,7 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from hefl.errors import PortInUseError
+from hefl.history import Record
 from hefl.page.gauges import Gauges, Look
 from hefl.page.watch import Watch, deadline_s, describe
 from hefl.protocol import is_loopback
@@ -66,6 +67,7 @@ class Page:
     Args:
         look: Shows the run and its clock.
         port: On loopback; 0 takes any.
+        records: The run's last, from before a restart.
 
     Attributes:
         url: Where it is, once entered.
@@ -74,11 +76,11 @@ class Page:
         PortInUseError: The port is taken.
     """
 
-    def __init__(self, look: Look, port: int) -> None:
+    def __init__(self, look: Look, port: int, records: Iterable[Record] = ()) -> None:
         self.url = ""
         self._look = look
         self._port = port
-        self._watch = Watch()
+        self._watch = Watch(look()[0], records)
         self._gauges = Gauges(look, self._watch)
         self._process = os.urandom(4).hex()
         self._stopped = False
@@ -119,7 +121,7 @@ class Page:
 
     async def _health(self, request: web.Request) -> web.Response:
         run, _ = self._look()
-        return _json({"status": "ok", "phase": run.phase.value, "round": run.next_round, "rounds": run.rounds})
+        return _json({"status": "ok", "phase": run.phase.value, "round": run.next_round, "rounds": run.last_training})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= MAX_STREAMS:
@@ -148,7 +150,7 @@ class Page:
             if looked != self._watch.seq or loop.time() - looked_s > LOOK_S or stopped:
                 looked, looked_s = self._watch.seq, loop.time()
                 run, clock = self._look()
-                now = describe(run, clock, self._watch) | {"stopped": stopped and run.phase is not Phase.ENDED}
+                now = describe(run, clock, self._watch) | {"interrupted": stopped and run.phase is not Phase.ENDED}
                 rows = [asdict(row) for row in self._watch.changed_since(seen)]
                 if rows or now != shown:
                     shown, seen, sent_s = now, looked, looked_s

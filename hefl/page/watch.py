@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hefl.codec import Metrics
+from hefl.history import Record
 from hefl.rounds import Clock, Phase, Run
 
 KEPT_ROUNDS = 500
@@ -17,7 +18,7 @@ KEPT_ROUNDS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One finished round.
+    """One finished round; of one from before the server's start only the record is known.
 
     Attributes:
         round, exchange: As announced.
@@ -45,6 +46,8 @@ class Watch:
     """Remembers of the server's events what the round table does not.
 
     Args:
+        run: As it stands now.
+        records: The last that it has.
         clock: Seconds, rising.
 
     Attributes:
@@ -55,7 +58,9 @@ class Watch:
         bytes_up: Of the open attempt so far.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, run: Run, records: Iterable[Record] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.seq = 0
         self.rows: dict[int, Row] = {}
         self.left: set[str] = set()
@@ -63,7 +68,15 @@ class Watch:
         self.bytes_up = 0
         self._clock = clock
         self._ended_at = self._announced_at = clock()
-        self._exchange = ""
+        self._exchange: str = run.exchange
+        for record in records:
+            names, members = record.announcement.names, [m.name for m in record.members]
+            self._change(
+                record.announcement.round,
+                exchange=record.announcement.exchange,
+                members=members,
+                missed=[name for name in names if name not in members],
+            )
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take one event in; kinds that are of no interest here pass."""
@@ -84,7 +97,8 @@ class Watch:
             case {"event": "download", "round": number, "bytes": size}:
                 self._change(number, bytes_down=self._row(number).bytes_down + size)
             case {"event": "metrics", "round": number, "client": name, "metrics": metrics}:
-                self._change(number, metrics=metrics, reporter=name)
+                if self._row(number).exchange != "closing":  # where a run was extended: no model is of that round
+                    self._change(number, metrics=metrics, reporter=name)
 
     def _close(self, number: int, event: Mapping[str, Any]) -> None:
         now, summing_s = self._clock(), event["seconds"].get("aggregate", 0.0)
@@ -126,7 +140,7 @@ def deadline_s(run: Run, clock: Clock) -> float | None:
 def awaited(run: Run, clock: Clock) -> tuple[str, ...]:
     """Whose update of the open attempt may still come; at the end, who has not fetched the last record."""
     if run.phase is Phase.DRAINING:
-        return tuple(n for n in run.known if n in run.sessions and n not in run.fetched and n not in clock.silent)
+        return tuple(name for name in run.awaited if name not in clock.silent)
     return run.awaited if run.announcement else ()
 
 
@@ -158,7 +172,8 @@ def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
         "phase": run.phase.value,
         "exchange": run.exchange,
         "round": run.next_round,
-        "rounds": run.rounds,
+        "rounds": run.last_training,
+        "done": run.model.announcement.round if run.model else 0,
         "attempt": run.attempt,
         "min_clients": run.min_clients,
         "awaited": awaited(run, clock),

@@ -298,17 +298,22 @@ class BadFrames:
 
     def membership(self) -> None:
         """An aggregate of whom it may not be."""
-        at, add, announced = 126, self.add, "members are not announced ones"
+        at, add = 126, self.add
         first, second = self.frame[at : at + 72], self.frame[at + 72 : at + 144]
         both, one, none = [(120, 4, f"{k:02x}000000") for k in (2, 1, 0)]
         add("an update in its place", [(5, 1, "01")], "MalformedError", "an update came")
-        add("a member twice", [both, (at + 72, 72, first.hex())], "ConflictError", announced)
-        add("members in another order", [both, (at, 144, (second + first).hex())], "ConflictError", announced)
-        add("an unknown member", [(at, 32, b"mallory".ljust(32, b"\0").hex())], "ConflictError", announced)
-        add("a member of another weight", [(at + 64, 8, "1f" + "00" * 7)], "ConflictError", announced)
-        add("a member of weight 0", [(at + 64, 8, "00" * 8)], "ConflictError", announced)
-        add("one member", [one, (at + 72, 72, "")], "ConflictError", "a sum of 1 updates")
-        add("no member", [none, (at, 144, "")], "ConflictError", "a sum of 0 updates")
+
+        def lie(what: str, edits: Edits, check: str, message: str) -> None:
+            add(what, edits, "TamperError", message, check=check)
+
+        swapped, weight = (second + first).hex(), at + 64
+        lie("a member twice", [both, (at + 72, 72, first.hex())], "names-distinct", "one of them twice")
+        lie("members in another order", [both, (at, 144, swapped)], "names-ordered", "the announced order")
+        lie("an unknown member", [(at, 32, b"mallory".ljust(32, b"\0").hex())], "names-announced", "'mallory'")
+        lie("a member of another weight", [(weight, 8, "1f" + "00" * 7)], "weights-announced", "weighs 31")
+        lie("a member of weight 0", [(weight, 8, "00" * 8)], "weights-announced", "weighs 0")
+        lie("one member", [one, (at + 72, 72, "")], "enough-members", "a sum of 1 updates")
+        lie("no member", [none, (at, 144, "")], "names-distinct", "names no client")
         add("a seed of its own", [(self.tag - 32, 1, "01")], "MalformedError", "a seed of its own")
 
     def forgery(self) -> None:

@@ -28,7 +28,7 @@ function connect() {
     deadlineAt = now.deadline_s === null ? null : performance.now() + 1000 * now.deadline_s;
     for (const row of news.rows) rows.set(row.round, row);
     if (now.phase === "ended") source.close();
-    link = now.phase === "ended" ? "over" : now.stopped ? "lost" : "live";
+    link = now.phase === "ended" ? "over" : now.interrupted ? "lost" : "live";
     show(news.rows);
   };
   source.onerror = () => {
@@ -103,16 +103,11 @@ function doing() {
   }
 }
 
-function finished() {
-  return Math.max(0, ...[...rows.values()].filter((row) => row.exchange === "training").map((row) => row.round),
-    Math.min(now.round - 1, now.phase === "ended" ? 0 : now.rounds));
-}
-
 function heading() {
   const many = (n) => (n === 1 ? "1 round" : `${n} rounds`);
-  if (now.phase === "ended") return ["Run ended", `after ${many(finished())}`];
+  if (now.phase === "ended") return ["Run ended", `after ${many(now.done)}`];
   if (now.exchange === "initial") return ["Initial model", `then ${many(now.rounds)}`];
-  if (now.exchange === "closing") return ["Closing", `after ${many(finished())}`];
+  if (now.exchange === "closing") return ["Closing", `after ${many(now.done)}`];
   return [`Round ${now.round}`, `of ${now.rounds}`];
 }
 
@@ -136,7 +131,7 @@ function showLink() {
   say(byId("link"), words[link]);
   const notice = byId("notice");
   const since = heardAt ? ` What stands here is from ${heardAt.toLocaleTimeString()}.` : "";
-  const why = now && now.stopped ? "The server was stopped." : "The connection to the server is lost.";
+  const why = now && now.interrupted ? "The server was stopped." : "The connection to the server is lost.";
   say(notice, link === "lost" ? `${why}${since} This page tries again by itself.` : "");
   notice.hidden = link !== "lost";
   showClock();
@@ -149,7 +144,7 @@ function showClock() {
 }
 
 function showNow() {
-  const [big, small] = heading(), h1 = byId("round"), done = finished(), share = done / now.rounds;
+  const [big, small] = heading(), h1 = byId("round"), done = now.done, share = done / now.rounds;
   if (h1.textContent !== `${big} ${small}`) h1.replaceChildren(`${big} `, element("small", small));
   document.title = `${big} ${small} \u2013 hefl`;
   say(byId("run"), now.run.slice(0, 8));
@@ -164,6 +159,7 @@ function showNow() {
 
 function showClients() {
   const ul = byId("clients");
+  for (const li of [...ul.children]) if (!(li.dataset.name in now.clients)) li.remove();
   for (const [name, is] of Object.entries(now.clients)) {
     let li = [...ul.children].find((child) => child.dataset.name === name);
     if (!li) {
@@ -193,10 +189,10 @@ function showTold() {
 function columns() {
   return [
     ...names.map((name) => [title(name), (row) => (row.metrics && name in row.metrics ? value(row.metrics[name]) : "\u2013")]),
-    ["In the sum", (row) => (row.seconds ? `${row.members.length} of ${row.members.length + row.missed.length}` : "\u2013")],
+    ["In the sum", (row) => (row.members.length ? `${row.members.length} of ${row.members.length + row.missed.length}` : "\u2013")],
     ["Missed", (row) => list(row.missed) || "\u2013", "words"],
-    ["Up", (row) => bytes(row.bytes_up)],
-    ["Down", (row) => bytes(row.bytes_down)],
+    ["Up", (row) => (row.seconds ? bytes(row.bytes_up) : "\u2013")],
+    ["Down", (row) => (row.seconds ? bytes(row.bytes_down) : "\u2013")],
     ...PHASES.map((phase) => [title(phase), (row) => (row.seconds ? seconds(row.seconds[phase]) : "\u2013")]),
   ];
 }

@@ -1,0 +1,36 @@
+"""``hefl export``: a global model out of a client's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hefl.cli.options import check_target, json_option, print_json
+
+
+@click.command()
+@click.argument("folder", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
+@click.option("--round", "round_num", type=click.IntRange(0), help="The model after this one.  [default: the last]")
+@click.option("--to", "target", type=click.Path(path_type=Path), metavar="FILE", required=True, help="Where to.")
+@click.option("--force", is_flag=True, help="Replace a file.")
+@click.option("--state", type=click.Path(path_type=Path), help="The client's.  [default: DIR/clients/NAME/state]")
+@json_option
+def export(folder: Path, round_num: int | None, target: Path, force: bool, state: Path | None, as_json: bool) -> None:
+    """Verify and decrypt one of the last global models that a client keeps, without a server.
+
+    Writes .npz or .safetensors: names, shapes and types as the trainer has them. The file is not encrypted.
+    """
+    from hefl.clientstate import read_model
+    from hefl.keys.party import read_client_folder
+    from hefl.modelfile import write_model
+
+    check_target("--to", target, force=force)
+    keys = read_client_folder(folder)
+    model = read_model(state or folder / "state", keys.secret, round_num)
+    write_model(target, model.layout, model.arrays)
+    if as_json:
+        print_json({"event": "exported", "path": str(target), "round": model.round, "verified": model.verified})
+        return
+    proved = "verified" if model.verified else "not verified: its engine cannot prove sums"
+    click.echo(f"the model of round {model.round} is in {target} ({proved})")

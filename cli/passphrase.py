@@ -1,0 +1,66 @@
+"""What a command that reads a party's keys has to do with a person: ask for a passphrase, tell what expires soon."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hefl.errors import KeyFileError, UsageError
+
+if TYPE_CHECKING:
+    from hefl.keys.credentials import Credentials
+    from hefl.keys.passphrase import Passphrase
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+passphrase_file_option: Callable[[F], F] = click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Private file whose first line is the passphrase.  [default: ask, where the keys have one]",
+)
+
+
+def existing_passphrase(file: Path | None) -> Passphrase:
+    """The passphrase of keys that have one; asks when it is needed. Raises KeyFileError where it cannot be had."""
+    from hefl.keys.passphrase import Passphrase
+
+    def ask() -> str:
+        if not sys.stdin.isatty():
+            raise KeyFileError(
+                "the keys are sealed with a passphrase, and there is no terminal to ask for it",
+                hint="--passphrase-file F names a private file whose first line it is",
+            )
+        return _prompt(twice=False)
+
+    return Passphrase.from_file(file) if file else Passphrase(ask)
+
+
+def new_passphrase(file: Path | None) -> Passphrase:
+    """A passphrase to seal new keys with. Raises UsageError where there is no terminal to ask twice."""
+    from hefl.keys.passphrase import Passphrase
+
+    if file:
+        return Passphrase.from_file(file)
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "--passphrase asks on a terminal, and there is none",
+            hint="--passphrase-file F names a private file whose first line is the passphrase",
+        )
+    return Passphrase(lambda: _prompt(twice=True))
+
+
+def announce_expiry(credentials: Credentials) -> None:
+    """Say in the log which certificates expire soon."""
+    for notice in credentials.notices():
+        logging.getLogger("hefl").warning("%s", notice)
+
+
+def _prompt(*, twice: bool) -> str:
+    words: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True)
+    return words

@@ -1,0 +1,57 @@
+"""``hefl status``: what state a run is in."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hefl.cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from hefl.journal import Moment
+
+
+@click.command()
+@click.argument("state", metavar="STATE", type=click.Path(path_type=Path))
+@json_option
+def status(state: Path, as_json: bool) -> None:
+    """Say what state the run in a server's state folder is in, whether a server works on it or not.
+
+    STATE is the folder that 'hefl serve' takes as --state; without it DIR/server/state. Reads, and changes nothing.
+    """
+    from hefl.coordinator import describe
+    from hefl.journal import read_moment
+
+    moment = read_moment(state)
+    run = moment.run
+    if as_json:
+        print_json(
+            {
+                "run": run.run,
+                "state": run.phase.value,
+                "round": run.next_round,
+                "rounds": run.last_training,
+                "in": sorted(run.committed if run.announcement else run.sessions),
+                "awaited": list(run.awaited),
+                "deadline_s": _left_s(moment),
+            }
+        )
+        return
+    click.echo(f"run {run.run[:8]} of {run.last_training} rounds: {describe(run)}")
+    left_s = _left_s(moment)
+    if run.awaited:
+        until = (
+            "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"
+        )
+        click.echo(f"waits for {', '.join(run.awaited)}{until}")
+
+
+def _left_s(moment: Moment) -> float | None:
+    """Seconds until the open attempt's deadline, below zero once it has passed; None where none is open."""
+    announcement = moment.run.announcement
+    if announcement is None:
+        return None
+    return round(moment.announced_at + announcement.deadline_s - time.time(), 1)

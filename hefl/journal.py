@@ -1,0 +1,353 @@
+"""The journal of a run: every event of the round table, durable before anyone hears of it, and every record.
+
+A run is what ``rounds.advance`` makes of its events, from the last checkpoint on. SQLite keeps them in one file, in
+WAL mode with ``synchronous=FULL``: a transaction that has ended is on the disk, one that has not leaves nothing. Each
+row's hash covers the row before it, so that a journal that was damaged or edited is refused instead of believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn, TypeVar, get_args
+from urllib.parse import quote
+
+import msgspec
+
+from hefl.ckks.context import Identity
+from hefl.engine import Terms
+from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError
+from hefl.files import create_private, disk_full, storing, sync_folder
+from hefl.history import Record, genesis
+from hefl.protocol import Join
+from hefl.rounds import Announced, Event, Phase, Published, Run, advance
+
+FILE = "journal.sqlite"
+APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
+SCHEMA_VERSION = 1
+CHECKPOINT_EVENTS = 256
+"""So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
+BUSY_S = 5.0
+"""How long a reader and the writer may get in each other's way."""
+
+SCHEMA = """
+CREATE TABLE run (
+    run TEXT NOT NULL, federation TEXT NOT NULL, generation INTEGER NOT NULL,
+    engine TEXT NOT NULL, precision_bits INTEGER NOT NULL, weighting TEXT NOT NULL, reference BLOB
+);
+CREATE TABLE checkpoint (seq INTEGER NOT NULL, run BLOB NOT NULL, link BLOB NOT NULL);
+CREATE TABLE event (
+    seq INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, body BLOB NOT NULL, link BLOB NOT NULL
+);
+CREATE TABLE record (round INTEGER PRIMARY KEY, body BLOB NOT NULL);
+"""
+
+T = TypeVar("T")
+
+_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+
+ELSEWHERE = "name another folder with --state, or remove this one"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A run as of one event.
+
+    Attributes:
+        seq: The event's number; rises by one with each, and never falls.
+        run: After it.
+        announced_at: Wall-clock time at which the open attempt was announced; 0 where none is open.
+    """
+
+    seq: int
+    run: Run
+    announced_at: float
+
+
+class Journal:
+    """The journal in a folder that the caller has locked; its methods may run in any thread.
+
+    Attributes:
+        now: The run as of the last durable event.
+        reference: What the first client said of its model, which the others' must equal; None before there is one.
+        resumed: The folder held this run already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Identity,
+        terms: Terms,
+        *,
+        rounds: int,
+        min_clients: int,
+        known: tuple[str, ...],
+    ) -> None:
+        """Begin a run in an empty folder, or go on with the one that is there.
+
+        A run of which nothing was announced yet makes way for one with other settings.
+
+        Raises:
+            MismatchError: It is another federation's or generation's run.
+            EngineError: It has another engine, precision or weighting.
+            ParametersError: It is unfinished and has more rounds.
+            StateError: It is damaged, or cannot be stored.
+        """
+        self._path = folder / FILE
+        self._lock = threading.Lock()
+        fresh = Run(run=os.urandom(16).hex(), rounds=rounds, min_clients=min_clients, known=known, head="", sessions={})
+        fresh = replace(fresh, head=genesis(identity, fresh.run))
+        with _reported(self._path), ExitStack() as undo:
+            self._db = undo.enter_context(closing(_open(self._path)))
+            self.resumed = self._has_schema()
+            if self.resumed and self._gives_way(identity, terms, rounds):
+                self._db.close()
+                for path in folder.glob(f"{FILE}*"):
+                    path.unlink()
+                self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
+            if not self.resumed:
+                self._create(fresh, identity, terms)
+            self.now, self._link, self.reference = _load(self._db)
+            _check_records(self._db, identity, self.now.run)
+            self._reader = _open(self._path, read_only=True)
+            undo.pop_all()
+        # What an operator may change from one start to the next.
+        self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients, known=known))
+
+    def append(self, event: Event) -> None:
+        """Make an event durable, then the run's. Events are stored in the order in which this is called.
+
+        Raises:
+            StaleError, ConflictError: As rounds.advance; nothing has changed.
+            DiskFullError, StateError: It cannot be stored; nothing has changed.
+        """
+        with self._lock:
+            after, at = advance(self.now.run, event), time.time()
+            seq, kind, body = self.now.seq + 1, type(event).__name__, msgspec.json.encode(event)
+            link = _next_link(self._link, seq, at, kind, body)
+            with self._transaction() as db:
+                db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?)", (seq, at, kind, body, link))
+                if isinstance(event, Published):
+                    number, record = event.record.announcement.round, msgspec.json.encode(event.record)
+                    db.execute("INSERT INTO record VALUES (?, ?)", (number, record))
+                if after.announcement is None:
+                    link = self._checkpoint(db, seq, after, link)
+            self.now, self._link = _moment(self.now, seq, after, event, at), link
+
+    def refer(self, reference: Join) -> None:
+        """Keep what a client said of its model. Raises as append."""
+        with self._lock:
+            with self._transaction() as db:
+                db.execute("UPDATE run SET reference = ?", (msgspec.json.encode(reference),))
+            self.reference = reference
+
+    def records(self, after: int, limit: int) -> list[Record]:
+        """Records of the rounds after this one, in order, at most ``limit``; only what is durable."""
+        query = "SELECT body FROM record WHERE round > ? ORDER BY round LIMIT ?"
+        with _reported(self._path):
+            return [_decode(body, Record) for (body,) in self._reader.execute(query, (after, limit))]
+
+    def last_records(self, count: int) -> list[Record]:
+        """The newest records, the last one first."""
+        query = "SELECT body FROM record ORDER BY round DESC LIMIT ?"
+        with _reported(self._path):
+            return [_decode(body, Record) for (body,) in self._reader.execute(query, (count,))]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._reader.close()
+            self._db.close()
+
+    def _has_schema(self) -> bool:
+        """Whether a run was begun here. A start that was killed before leaves an empty file."""
+        if self._db.execute("PRAGMA user_version").fetchone()[0]:
+            return True
+        if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            _damaged(self._path, "it is not hefl's")
+        return False
+
+    def _create(self, run: Run, identity: Identity, terms: Terms) -> None:
+        with self._transaction() as db:
+            for statement in SCHEMA.split(";"):
+                db.execute(statement)
+            row = (run.run, identity.federation, identity.generation, *terms)
+            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+            self._write_checkpoint(db, 0, run)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _gives_way(self, identity: Identity, terms: Terms, rounds: int) -> bool:
+        """Whether the run in the file has other settings and may make way; raises where it may not."""
+        _check_version(self._db, self._path)
+        query = "SELECT federation, generation, engine, precision_bits, weighting FROM run"
+        federation, generation, *settings = self._db.execute(query).fetchone() or _damaged(self._path, "no run")
+        found, mine = Identity(federation, generation), Terms(*settings)
+        run = _load(self._db)[0].run
+        shorter = rounds < run.rounds and run.phase is not Phase.ENDED
+        if (found, mine) == (identity, terms) and not shorter:
+            return False
+        if (run.next_round, run.attempt) == (0, 0):
+            return True
+        folder = self._path.parent
+        if found != identity:
+            raise MismatchError(f"{folder} holds a run of {found}, and the keys are of {identity}", hint=ELSEWHERE)
+        for what, here, there in zip(("engine", "precision", "weighting"), mine, terms, strict=True):
+            if here != there:
+                raise EngineError(
+                    f"{folder} holds a run with {what} {here!r}, and not {there!r}",
+                    hint=f"start the server with --{what} {here} again, or {ELSEWHERE}",
+                )
+        raise ParametersError(
+            f"{folder} holds an unfinished run of {run.rounds} rounds, and not {rounds}",
+            hint=f"start the server with --rounds {run.rounds} again, or more; or {ELSEWHERE}",
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it, on the disk, or nothing."""
+        with _reported(self._path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have ended it
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _checkpoint(self, db: sqlite3.Connection, seq: int, run: Run, link: bytes) -> bytes:
+        """Replace events by the run that they made, where they are many; returns the link that the next row extends."""
+        if db.execute("SELECT count(*) FROM event").fetchone()[0] < CHECKPOINT_EVENTS:
+            return link
+        db.execute("DELETE FROM event")
+        return self._write_checkpoint(db, seq, run)
+
+    def _write_checkpoint(self, db: sqlite3.Connection, seq: int, run: Run) -> bytes:
+        body = msgspec.json.encode(run)
+        link = _first_link(seq, body)
+        db.execute("DELETE FROM checkpoint")
+        db.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", (seq, body, link))
+        return link
+
+
+def read_moment(folder: Path) -> Moment:
+    """The run in a folder, whether a server works on it or not; changes nothing.
+
+    Raises:
+        StateError: There is none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise StateError(
+            f"{folder} holds no run", hint="name the folder that 'hefl serve' has as --state, or DIR/server/state"
+        )
+    with _reported(path), closing(_open(path, read_only=True)) as db:
+        db.execute("BEGIN")  # everything as of one moment
+        _check_version(db, path)
+        return _load(db)[0]
+
+
+def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    if read_only:
+        where = f"file:{quote(str(path.absolute()))}?mode=ro"
+        return sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    if not path.exists():
+        with storing("the run's journal"):
+            create_private(path).close()
+            sync_folder(path.parent)
+    db = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    version, application = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("user_version", "application_id"))
+    if application != APPLICATION_ID:
+        _damaged(path, "it is not hefl's")
+    if version != SCHEMA_VERSION:
+        raise StateError(
+            f"{path} has schema version {version}, and this hefl reads version {SCHEMA_VERSION}",
+            hint="use the version of hefl that began the run",
+        )
+
+
+def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, Join | None]:
+    """What a journal says: the run, the last row's link, and the reference."""
+    (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise ValueError(verdict)
+    seq, body, link = db.execute("SELECT seq, run, link FROM checkpoint").fetchone()
+    if link != _first_link(seq, body):
+        raise ValueError("its checkpoint is not the one that was written")
+    moment = Moment(seq, _decode(body, Run), 0.0)
+    for number, at, kind, text, stored in db.execute("SELECT seq, at, kind, body, link FROM event ORDER BY seq"):
+        link = _next_link(link, number, at, kind, text)
+        if number != moment.seq + 1 or link != stored:
+            raise ValueError(f"event {number} is not the one that was written")
+        event = _decode(text, _EVENTS[kind])
+        try:
+            moment = _moment(moment, number, advance(moment.run, event), event, at)
+        except ProtocolError as error:
+            raise ValueError(f"event {number} does not follow: {error}") from error
+    (reference,) = db.execute("SELECT reference FROM run").fetchone()
+    return moment, link, None if reference is None else _decode(reference, Join)
+
+
+def _check_records(db: sqlite3.Connection, identity: Identity, run: Run) -> None:
+    """Refuse records that do not form the chain from the run's beginning to its head."""
+    head = genesis(identity, run.run)
+    for number, (stored, body) in enumerate(db.execute("SELECT round, body FROM record ORDER BY round")):
+        record = _decode(body, Record)
+        announcement = record.announcement
+        if (stored, announcement.round, announcement.head) != (number, number, head):
+            raise ValueError(f"the record of round {number} does not extend the one before")
+        head = record.head
+    if head != run.head:
+        raise ValueError("the last record is not the one that the run ends with")
+
+
+def _moment(before: Moment, seq: int, run: Run, event: Event, at: float) -> Moment:
+    opened = at if isinstance(event, Announced) else before.announced_at
+    return Moment(seq, run, opened if run.announcement else 0.0)
+
+
+def _first_link(seq: int, body: bytes) -> bytes:
+    return hashlib.sha256(b"hefl/v1/checkpoint" + msgspec.json.encode((seq, body))).digest()
+
+
+def _next_link(link: bytes, seq: int, at: float, kind: str, body: bytes) -> bytes:
+    return hashlib.sha256(b"hefl/v1/event" + msgspec.json.encode((link, seq, at, kind, body))).digest()
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    return msgspec.json.decode(body, type=kind)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what SQLite and a damaged row raise into errors that name the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise disk_full("the run's journal") from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise StateError(f"{path} cannot be used: {error}") from error
+        _damaged(path, str(error))
+    except HeflError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:  # msgspec's are ValueErrors
+        _damaged(path, str(error))
+
+
+def _damaged(path: Path, why: str) -> NoReturn:
+    raise StateError(f"{path} is damaged: {why}", hint=f"put a whole copy of the folder in its place, or {ELSEWHERE}")

@@ -1,0 +1,115 @@
+"""A global model in a file: ``.npz`` as numpy reads it, or ``.safetensors``. Neither holds code."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from hefl.errors import LayoutError, ModelFileError, UsageError, reason_of
+from hefl.files import replacing, storing
+from hefl.layout import Arrays, Layout
+
+SUFFIXES = (".npz", ".safetensors")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that says of no known format. Raises UsageError."""
+    if path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"a model's file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}",
+            hint=f"such as {path.with_suffix('.npz')}; hefl reads and writes no other kind, and no pickle",
+        )
+
+
+def write_model(path: Path, layout: Layout, arrays: Sequence[NDArray[Any]]) -> None:
+    """Write arrays under their tensors' names, in the format that the suffix says, whole or not at all.
+
+    Raises:
+        UsageError: As check_suffix.
+        StateError: It cannot be stored.
+    """
+    check_suffix(path)
+    named = {tensor.name: array for tensor, array in zip(layout.tensors, arrays, strict=True)}
+    with storing(f"the model {path}"), replacing(path) as file:
+        if path.suffix == ".safetensors":
+            # It writes an array's memory as it lies there.
+            file.write(save({name: array.copy(order="C") for name, array in named.items()}))
+            return
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in named.items():
+                # np.savez takes names as keywords, and could not save a tensor that is named "file".
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
+def read_model(path: Path, layout: Layout) -> Arrays:
+    """A model's arrays, in the layout's order whatever theirs is in the file.
+
+    Raises:
+        UsageError, ModelFileError: As read_arrays.
+        LayoutError: It holds another model; names the first difference.
+    """
+    named = read_arrays(path)
+    if difference := _difference(named, layout):
+        raise LayoutError(
+            f"the model in {path} is not this trainer's: {difference}",
+            hint="start from a model of the same architecture, saved with the same names, shapes and dtypes",
+        )
+    return [np.array(named[t.name], np.dtype(t.dtype), order="C") for t in layout.tensors]
+
+
+def read_arrays(path: Path) -> Mapping[str, NDArray[Any]]:
+    """The arrays in a file, by name.
+
+    Raises:
+        UsageError: As check_suffix, or there is no such file.
+        ModelFileError: It cannot be read, or is not what its suffix says.
+    """
+    check_suffix(path)
+    read: Callable[[Path], Mapping[str, NDArray[Any]]] = load_file if path.suffix == ".safetensors" else _read_npz
+    try:
+        return read(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist", hint="name a model that --save wrote") from error
+    except OSError as error:
+        raise ModelFileError(
+            f"{path} cannot be read: {reason_of(error)}", hint="name a model that --save wrote"
+        ) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
+        raise ModelFileError(
+            f"{path} is no {path.suffix} file of numeric arrays: {error}",
+            hint="name a model that --save wrote, or one of plain arrays under the model's own names",
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("one array, and no archive of named ones")
+        return dict(loaded)
+
+
+def _difference(named: Mapping[str, NDArray[Any]], layout: Layout) -> str | None:
+    """The first difference between a file's arrays and a layout, in words."""
+    names = [tensor.name for tensor in layout.tensors]
+    for tensor in layout.tensors:
+        if tensor.name not in named:
+            near = get_close_matches(tensor.name, [name for name in named if name not in names], 1)
+            return f"there is no {tensor.name!r} in the file" + (f"; there is {near[0]!r}" if near else "")
+        array = named[tensor.name]
+        if (array.dtype.name, array.shape) != (tensor.dtype, tensor.shape):
+            return (
+                f"{tensor.name!r} is {array.dtype.name} {array.shape} in the file, "
+                f"and {tensor.dtype} {tensor.shape} in the trainer"
+            )
+    extra = next((name for name in named if name not in names), None)
+    return None if extra is None else f"the trainer has no tensor {extra!r}"

@@ -1,0 +1,219 @@
+"""Files of a server's run: uploads while they arrive, committed updates, aggregates.
+
+Updates and aggregates are named by their digest, and are there whole and durably before the journal names them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hefl import wire
+from hefl.errors import ConflictError, HeflError, StaleError, StateError, UnreachableError
+from hefl.files import create_private, private_folder, replacing, storing, sync_folder
+from hefl.history import Record
+from hefl.updates import Summation
+
+
+class Upload:
+    """One client's update on its way in, as far as it has come.
+
+    It outlives a connection that breaks off, and is gone when the attempt ends, or when its client begins another.
+    """
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        self.digest = digest
+        self.held_bytes = 0
+        self._turn = 0
+        self._whole = False
+        create_private(path).close()
+
+    def receive(self, offset: int) -> Writing:
+        """Take bytes from this offset on; what an older connection still brings is void.
+
+        Raises:
+            ConflictError: Bytes are missing before the offset.
+            UnreachableError: It is whole already, and being checked.
+        """
+        if self._whole:
+            raise UnreachableError("the update is here and being checked: ask again in a moment")
+        if offset > self.held_bytes:
+            raise ConflictError(f"an upload from byte {offset} on, and {self.held_bytes} bytes are here")
+        self._turn += 1
+        self.held_bytes = offset
+        return Writing(self, self._turn)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All bytes are here: nobody may change them while they are checked and committed."""
+        self._turn, self._whole = self._turn + 1, True
+        try:
+            yield
+        finally:
+            self._whole = False
+
+    def drop(self) -> None:
+        """Forget it; nobody may write to it any more."""
+        self._turn = -1
+        self.path.unlink(missing_ok=True)
+
+
+class Writing:
+    """One connection's turn at an upload."""
+
+    def __init__(self, upload: Upload, turn: int) -> None:
+        self._upload = upload
+        self._turn = turn
+        self._file = os.fdopen(os.open(upload.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "wb", buffering=0)
+        self._file.truncate(upload.held_bytes)
+        self._file.seek(upload.held_bytes)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            StaleError: The upload was begun anew, or its attempt is over.
+            OSError: They cannot be stored.
+        """
+        if self._upload._turn != self._turn:
+            raise StaleError("the upload goes on over another connection, or its attempt is over")
+        left = memoryview(chunk)
+        while left:
+            count = self._file.write(left) or 0
+            left = left[count:]
+            self._upload.held_bytes += count
+
+    def sync(self) -> None:
+        """Make what came durable."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+
+
+class Spool:
+    """The files in a folder that the caller has locked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._arriving = private_folder(folder / "uploads")
+        self._updates = private_folder(folder / "updates")
+        self._aggregates = private_folder(folder / "aggregates")
+        self._uploads: dict[str, Upload] = {}
+
+    def check(self, updates: Iterable[str], aggregates: Iterable[str], spare: Iterable[str]) -> None:
+        """At a start: remove what the journal does not name.
+
+        Args:
+            updates: Digests of the open attempt's committed updates.
+            aggregates: Of those that clients need.
+            spare: Of those that may be there too.
+
+        Raises:
+            StateError: A file is missing or damaged.
+        """
+        self._keep(self._arriving, ())
+        for folder, needed, more in ((self._updates, updates, ()), (self._aggregates, aggregates, spare)):
+            self._keep(folder, {*needed, *more})
+            for path in {folder / name for name in needed} | set(folder.iterdir()):
+                _check_digest(path)
+
+    # --- uploads ------------------------------------------------------------------------------------------------------
+
+    def held_bytes(self, name: str, digest: str) -> int:
+        """How much of this upload is here."""
+        upload = self._uploads.get(name)
+        return upload.held_bytes if upload and upload.digest == digest else 0
+
+    def upload(self, name: str, digest: str) -> Upload:
+        """A client's upload, begun or to be gone on with; of two different ones the newer stays.
+
+        Raises:
+            StateError: It cannot be stored.
+        """
+        upload = self._uploads.get(name)
+        if upload is None or upload.digest != digest:
+            if upload:
+                self.drop(name, upload)
+            with storing("the update"):
+                upload = self._uploads[name] = Upload(self._arriving / name, digest)
+        return upload
+
+    def drop(self, name: str, upload: Upload) -> None:
+        """Forget what has come of a client's upload, unless another has taken its place."""
+        if self._uploads.get(name) is upload:
+            del self._uploads[name]
+            upload.drop()
+
+    @contextmanager
+    def keeping(self, name: str) -> Iterator[None]:
+        """A client's whole and durable upload as the update of its digest, which the journal may name in this block.
+
+        Where the block fails it is an upload again, and need not travel once more.
+        """
+        upload = self._uploads[name]
+        path = self.update(upload.digest)
+        with storing("the update"):
+            upload.path.replace(path)
+            sync_folder(self._updates)
+        try:
+            yield
+        except BaseException:
+            path.replace(upload.path)
+            raise
+        del self._uploads[name]
+
+    def update(self, digest: str) -> Path:
+        """Where a committed update is."""
+        return self._updates / digest
+
+    def end_attempt(self) -> None:
+        """Nobody needs updates any more: whoever has a client's key could read them."""
+        for name, upload in list(self._uploads.items()):
+            self.drop(name, upload)
+        self._keep(self._updates, ())
+
+    # --- aggregates ---------------------------------------------------------------------------------------------------
+
+    def aggregate(self, digest: str) -> Path:
+        """Where an aggregate is, or was."""
+        return self._aggregates / digest
+
+    def write_aggregate(self, summation: Summation) -> Record:
+        """Write a finished sum, whole or not at all, under its digest; returns its record."""
+        part = self._aggregates / "sum"
+        with storing("the aggregate"):
+            with replacing(part) as file:
+                record = summation.finish(file)
+            part.replace(self.aggregate(record.digest))
+            sync_folder(self._aggregates)
+        return record
+
+    def keep_aggregates(self, digests: Iterable[str]) -> None:
+        """Remove all others."""
+        self._keep(self._aggregates, digests)
+
+    def _keep(self, folder: Path, names: Iterable[str]) -> None:
+        kept = set(names)
+        for path in folder.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+
+def _check_digest(path: Path) -> None:
+    hint = "put a whole copy of the state folder in its place, or name another with --state"
+    try:
+        digest = wire.open_frame(path).digest.hex()
+        if digest != path.name:
+            raise StateError(f"its digest is {digest}")
+    except HeflError as error:
+        raise StateError(f"{path} is damaged: {error}", hint=hint) from error
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error.strerror}", hint=hint) from error

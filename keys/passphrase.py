@@ -1,0 +1,126 @@
+"""A passphrase, and what it seals: scrypt makes a key of it (RFC 7914), ChaCha20-Poly1305 does the rest (RFC 8439)."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from hefl.errors import KeyFileError, UsageError
+from hefl.files import read_private
+
+MAX_FILE_BYTES = 4096
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+_LIMITS = {"n": 1 << 18, "r": 8, "p": 4}
+"""A file may ask for no more: 256 MiB of memory, four times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scrypted:
+    """How a key is made of a passphrase.
+
+    Attributes:
+        salt: 16 bytes, random.
+        n: Cost in memory and time, a power of two; the key takes 128 * n * r bytes to make.
+        r: Size of a block in 128 bytes.
+        p: Repetitions.
+    """
+
+    salt: bytes
+    n: int = 1 << 17
+    r: int = 8
+    p: int = 1
+
+    FORM = r"scrypt [1-9][0-9]{0,6}:[1-9][0-9]?:[1-9][0-9]? [0-9a-f]{32}"
+
+    def __str__(self) -> str:
+        return f"scrypt {self.n}:{self.r}:{self.p} {self.salt.hex()}"
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> Scrypted:
+        """From a file's ``kdf``, in form. Raises KeyFileError where it asks for what nobody should compute."""
+        n, r, p, salt = re.split("[ :]", text)[1:]
+        found = cls(bytes.fromhex(salt), int(n), int(r), int(p))
+        if found.n > _LIMITS["n"] or found.r > _LIMITS["r"] or found.p > _LIMITS["p"] or found.n & (found.n - 1):
+            most = ":".join(map(str, _LIMITS.values()))
+            raise KeyFileError(
+                f"{path}: scrypt {n}:{r}:{p} is more than {most}, or {n} is no power of two",
+                hint="copy the file again",
+            )
+        return found
+
+
+class Passphrase:
+    """Seals files, and opens them; asks for its words when they are first needed.
+
+    Args:
+        ask: Gives the words; is called once at most.
+    """
+
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask = ask
+        self._words: bytes | None = None
+        self._keys: dict[Scrypted, bytes] = {}
+        self._fresh: Scrypted | None = None
+
+    def __repr__(self) -> str:
+        return "Passphrase()"
+
+    @classmethod
+    def from_file(cls, path: Path) -> Passphrase:
+        """The first line of a file that only its owner may read.
+
+        Raises:
+            KeyFileError: It is missing, a link, readable by others, or no text.
+        """
+        try:
+            text = read_private(path, MAX_FILE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise KeyFileError(f"{path} is not UTF-8 text", hint="its first line is the passphrase") from error
+        line = text.partition("\n")[0].removesuffix("\r")
+        if not line:
+            raise KeyFileError(f"{path} begins with an empty line", hint="its first line is the passphrase")
+        return cls(lambda: line)
+
+    def fresh(self) -> Scrypted:
+        """How this process makes its key: one salt for all that it seals, because each key takes a second."""
+        self._fresh = self._fresh or Scrypted(os.urandom(16))
+        return self._fresh
+
+    def seal(self, kdf: Scrypted, data: bytes, associated: bytes) -> bytes:
+        """Nonce, ciphertext and tag."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + ChaCha20Poly1305(self._key(kdf)).encrypt(nonce, data, associated)
+
+    def open(self, kdf: Scrypted, sealed: bytes, associated: bytes) -> bytes | None:
+        """What was sealed, or None where the words are not those, or a byte differs."""
+        if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
+            return None
+        try:
+            return ChaCha20Poly1305(self._key(kdf)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
+        except InvalidTag:
+            return None
+
+    def _key(self, kdf: Scrypted) -> bytes:
+        if self._words is None:
+            self._words = _bytes(self._ask())
+        if kdf not in self._keys:
+            self._keys[kdf] = Scrypt(kdf.salt, 32, kdf.n, kdf.r, kdf.p).derive(self._words)
+        return self._keys[kdf]
+
+
+def _bytes(words: str) -> bytes:
+    """The same bytes on every machine, however its keyboard composes an accent."""
+    if not words:
+        raise UsageError("a passphrase has at least one character")
+    try:
+        return unicodedata.normalize("NFC", words).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("the passphrase is not text in this terminal's encoding") from error
