@@ -30,10 +30,10 @@ def existing_passphrase(file: Path | None) -> Passphrase:
     """The passphrase of keys that have one; asks when it is needed. Raises KeyFileError where it cannot be had."""
     from hefl.keys.passphrase import Passphrase
 
-    def ask() -> str:
+    def ask(what: str) -> str:
         if not sys.stdin.isatty():
             raise KeyFileError(
-                "the keys are sealed with a passphrase, and there is no terminal to ask for it",
+                f"{what} is sealed with a passphrase, and there is no terminal to ask for it",
                 hint="--passphrase-file F names a private file whose first line it is",
             )
         return _prompt(twice=False)
@@ -52,7 +52,7 @@ def new_passphrase(file: Path | None) -> Passphrase:
             "--passphrase asks on a terminal, and there is none",
             hint="--passphrase-file F names a private file whose first line is the passphrase",
         )
-    return Passphrase(lambda: _prompt(twice=True))
+    return Passphrase(lambda what: _prompt(twice=True))
 
 
 def announce_expiry(credentials: Credentials) -> None:

@@ -284,19 +284,23 @@ class Learner:
                 raise
             log.error("round %d changes nothing: %s", announcement.round, error.message)
             self.model = replace(before, round=announcement.round)
-            self.progress = self.progress.after(None)
+            if announcement.exchange == "training":
+                self.progress = self.progress.after(None)
             return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
         if first and self._initial_file:
             self._say_whether_used(self._initial_file, record)
         if announcement.exchange != "initial":
-            self._note_loss(metrics, before)
+            self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
 
-    def _note_loss(self, metrics: Metrics, model: GlobalModel | None) -> None:
+    def _note_loss(self, metrics: Metrics, model: GlobalModel | None, *, closing: bool) -> None:
         """Take the progress from what everyone told, and keep the model that the loss is of, if it is the best."""
         told = self._patience.read(metrics) if self._patience else self.progress
-        self.progress = told.after(metrics["loss"])
-        if self._save_best and model and self.progress.since == 0:
+        progress = told.after(metrics["loss"])
+        if not closing:
+            # A run that is extended evaluates the same model once more, and a decision to stop stays as it was.
+            self.progress = progress
+        if self._save_best and model and progress.since == 0:
             write_model(self._save_best, self.layout, model.arrays)
             log.info("%s holds model %d, the best so far", self._save_best, model.round)
 

@@ -82,8 +82,8 @@ class Change:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a folder holds a federation."""
-    return (folder / "authority" / "secret.hefl").is_file()
+    """Whether a folder holds a federation, perhaps a damaged one."""
+    return any((folder / "authority" / name).is_file() for name in ("secret.hefl", "clients.hefl", "ca.crt"))
 
 
 def is_sealed(folder: Path) -> bool:
@@ -284,7 +284,7 @@ def _check_new(folder: Path, *, force: bool) -> None:
         raise ExistsError(f"{folder} exists and is not a folder", hint="name another for the keys")
     if not any(folder.iterdir()):
         return
-    if not exists(folder):
+    if not (folder / "authority" / "secret.hefl").is_file():
         raise ExistsError(f"{folder} is not empty, and holds no federation of hefl's", hint="name another folder")
     if not force:
         raise ExistsError(

@@ -22,7 +22,7 @@ from hefl.files import read_private
 from hefl.keys.fields import AGAIN, check_same, parse
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import is_sealed, unseal
-from hefl.keys.tls import Holder, Stem, from_der, holder_of, key_to_pem, to_pem
+from hefl.keys.tls import UNREADABLE, Holder, Stem, from_der, holder_of, key_to_pem, to_pem
 from hefl.params import EXPIRY_NOTICE_DAYS
 
 log = logging.getLogger("hefl")
@@ -164,7 +164,8 @@ def read_certificate(path: Path) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(data)
         whole = to_pem(certificate) == data
-    except ValueError as error:
+        certificate.public_key()  # parsed only now, and with it what is wrong in it
+    except UNREADABLE as error:
         raise CertificateError(f"{path} does not parse as a certificate", hint=AGAIN) from error
     if not whole:
         raise CertificateError(f"{path} holds more than one certificate as hefl writes it", hint=AGAIN)
@@ -205,7 +206,7 @@ def parse_key(path: Path, data: bytes) -> ec.EllipticCurvePrivateKey:
         again = ec.derive_private_key(key.private_numbers().private_value, key.curve)
         if again.public_key() != key.public_key():
             raise ValueError("its halves do not belong together")
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"{path} does not parse as a private key", hint=AGAIN) from error
     return key
 
@@ -268,7 +269,7 @@ def _check_role(certificate: x509.Certificate, where: Path | str, holder: Holder
     usage = ExtendedKeyUsageOID.CLIENT_AUTH if stem == "client" else ExtendedKeyUsageOID.SERVER_AUTH
     try:
         found = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         found = []
     if found != [usage] or (stem == "client") != holder.is_client:
         who = f"client {holder.name}" if holder.is_client else f"the {holder.name}"
@@ -281,6 +282,6 @@ def is_signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
     """Whether the root's key signed the certificate."""
     try:
         certificate.verify_directly_issued_by(root)
-    except (InvalidSignature, ValueError, TypeError):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True

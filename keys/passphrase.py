@@ -61,10 +61,10 @@ class Passphrase:
     """Seals files, and opens them; asks for its words when they are first needed.
 
     Args:
-        ask: Gives the words; is called once at most.
+        ask: Gives the words, and is told what for; it is called once at most.
     """
 
-    def __init__(self, ask: Callable[[], str]) -> None:
+    def __init__(self, ask: Callable[[str], str]) -> None:
         self._ask = ask
         self._words: bytes | None = None
         self._keys: dict[Scrypted, bytes] = {}
@@ -87,30 +87,33 @@ class Passphrase:
         line = text.partition("\n")[0].removesuffix("\r")
         if not line:
             raise KeyFileError(f"{path} begins with an empty line", hint="its first line is the passphrase")
-        return cls(lambda: line)
+        return cls(lambda _: line)
 
     def fresh(self) -> Scrypted:
         """How this process makes its key: one salt for all that it seals, because each key takes a second."""
         self._fresh = self._fresh or Scrypted(os.urandom(16))
         return self._fresh
 
-    def seal(self, kdf: Scrypted, data: bytes, associated: bytes) -> bytes:
-        """Nonce, ciphertext and tag."""
+    def seal(self, data: bytes, associated: bytes) -> bytes:
+        """Nonce, ciphertext and tag, under the key that ``fresh`` tells how to make."""
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + ChaCha20Poly1305(self._key(kdf)).encrypt(nonce, data, associated)
+        key = self._key(self.fresh(), "new keys")
+        return nonce + ChaCha20Poly1305(key).encrypt(nonce, data, associated)
 
-    def open(self, kdf: Scrypted, sealed: bytes, associated: bytes) -> bytes | None:
+    def open(self, path: Path, kdf: Scrypted, sealed: bytes, associated: bytes) -> bytes | None:
         """What was sealed, or None where the words are not those, or a byte differs."""
         if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
             return None
         try:
-            return ChaCha20Poly1305(self._key(kdf)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
+            return ChaCha20Poly1305(self._key(kdf, str(path))).decrypt(
+                sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated
+            )
         except InvalidTag:
             return None
 
-    def _key(self, kdf: Scrypted) -> bytes:
+    def _key(self, kdf: Scrypted, what: str) -> bytes:
         if self._words is None:
-            self._words = _bytes(self._ask())
+            self._words = _bytes(self._ask(what))
         if kdf not in self._keys:
             self._keys[kdf] = Scrypt(kdf.salt, 32, kdf.n, kdf.r, kdf.p).derive(self._words)
         return self._keys[kdf]

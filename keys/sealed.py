@@ -20,9 +20,9 @@ def is_sealed(data: bytes) -> bool:
 
 def seal(data: bytes, content: Content, identity: Identity, holder: str, passphrase: Passphrase) -> bytes:
     """A sealed file that holds ``data``; its tag covers every line before it."""
-    kdf = passphrase.fresh()
-    head = lines("sealed", identity, holder, {"content": content, "kdf": str(kdf)}, FIELDS["sealed"][:-2])
-    return checksummed(head + f"sealed: {to_base64(passphrase.seal(kdf, data, head))}\n".encode("ascii"))
+    more = {"content": content, "kdf": str(passphrase.fresh())}
+    head = lines("sealed", identity, holder, more, FIELDS["sealed"][:-2])
+    return checksummed(head + f"sealed: {to_base64(passphrase.seal(data, head))}\n".encode("ascii"))
 
 
 def unseal(file: KeyFile, content: Content, passphrase: Passphrase | None) -> bytes:
@@ -37,7 +37,7 @@ def unseal(file: KeyFile, content: Content, passphrase: Passphrase | None) -> by
         raise KeyFileError(f"{file.path} is sealed with a passphrase", hint="give it with --passphrase-file F")
     kdf = Scrypted.parse(file.fields["kdf"], file.path)
     head = lines("sealed", file.identity, file.holder, file.fields, FIELDS["sealed"][:-2])
-    data = passphrase.open(kdf, from_base64(file, "sealed"), head)
+    data = passphrase.open(file.path, kdf, from_base64(file, "sealed"), head)
     if data is None:
         raise KeyFileError(
             f"the passphrase does not open {file.path}",

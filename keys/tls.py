@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -21,6 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hefl.ckks.context import Identity
 from hefl.errors import CertificateError
 from hefl.files import write_private
+from hefl.keys.fields import AGAIN
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import seal
 
@@ -29,6 +31,16 @@ CLOCK_SKEW = timedelta(minutes=5)
 
 Stem = Literal["server", "client"]
 """What a party's certificate and key are called."""
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises at a certificate or a key that does not parse, by what is wrong with it."""
 
 _URN = re.compile(r"urn:hefl:([0-9a-f]{32}):([1-9][0-9]*):(?:(server|authority)|client:([a-z0-9-]+))")
 
@@ -121,11 +133,12 @@ def holder_of(certificate: x509.Certificate, where: Path | str) -> Holder:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         uris = []
     found = _URN.fullmatch(uris[0]) if len(uris) == 1 else None
     if not found:
-        raise CertificateError(f"{where} is not a certificate of a hefl federation")
+        hint = AGAIN if isinstance(where, Path) else None
+        raise CertificateError(f"{where} is not a certificate of a hefl federation", hint=hint)
     federation, generation, role, client = found.groups()
     return Holder(Identity(federation, int(generation)), client or role, is_client=client is not None)
 
@@ -134,7 +147,7 @@ def from_der(der: bytes, where: str) -> x509.Certificate:
     """A certificate as TLS hands it over. Raises CertificateError where it does not parse."""
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise CertificateError(f"{where} does not parse as a certificate") from error
 
 

@@ -15,6 +15,7 @@ from federation import Federation
 from trainers import Drift
 
 from hefl.client import Client
+from hefl.clientstate import ClientState
 from hefl.connection import Body, Connection
 from hefl.engine import Weighting, load_engine
 from hefl.files import private_folder
@@ -109,7 +110,7 @@ def record_run(
                     recorded.models[report.round] = [saved[name] for name in saved.files]
                 recorded.metrics[report.round] = report.metrics
 
-        return Client(party, learner, private_folder(folder / name), url=keys.url, on_round=note)
+        return Client(party, learner, ClientState(private_folder(folder / name)), url=keys.url, on_round=note)
 
     async def run(clients: Sequence[Client]) -> None:
         await asyncio.gather(*(c.run() for c in clients))
@@ -124,5 +125,5 @@ def record_run(
                 clients.append(client(name))
         asyncio.run(run(clients))
         assert server.wait() == 0, server.error
-    recorded.stored = {p.name: p.read_bytes() for p in (folder / "server").rglob("*.agg")}
+    recorded.stored = {p.name: p.read_bytes() for p in (folder / "server/aggregates").iterdir()}
     return recorded

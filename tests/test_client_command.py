@@ -11,8 +11,7 @@ from federation import Command, Federation
 from safetensors.numpy import load_file, save_file
 
 ALL = ("alice", "bob", "carol")
-LOSSES = [5.0, 4.0, 2.0, 3.0, 2.0, 2.5, 9.0, 0.1, 9.0, 9.0]
-BEST = 2  # 0.1 would be better, and is never reached with a patience of 3
+LOSSES = [5.0, 4.0, 2.0, 3.0, 2.0, 2.5, 1.5, 0.1, 9.0, 9.0]
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +19,12 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", *ALL)
 
 
-def scripted(keys: Federation, name: str, folder: Path, *flags: str | Path, losses: list[float] = LOSSES) -> Command:
+def scripted(
+    keys: Federation, name: str, folder: Path, *flags: str | Path, losses: list[float] = LOSSES, **env: str
+) -> Command:
     """A client whose model k has the k-th loss."""
     script = ",".join(map(str, losses))
-    return keys.client(name, folder / name, *flags, trainer="trainers:Scripted", LOSSES=script)
+    return keys.client(name, folder / name, *flags, trainer="trainers:Scripted", LOSSES=script, **env)
 
 
 def steps(path: Path) -> int:
@@ -55,10 +56,10 @@ def test_patience_stops_all_clients_after_the_same_round_and_the_best_model_is_k
             for name in ALL
         ]
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0, 0], [c.error for c in (*clients, server)]
-    last = BEST + 3 + 1  # a model's loss is known a round later
+    last = 2 + 3 + 1  # a model's loss is known a round later: model 6 turns out best when it is over
     for name, client in zip(ALL, clients, strict=True):
         assert "hefl: stopped after round 6 of 9: no better validation loss for 3 rounds" in client.err
-        assert (steps(tmp_path / f"{name}.npz"), steps(tmp_path / f"{name}-best.npz")) == (last, BEST)
+        assert (steps(tmp_path / f"{name}.npz"), steps(tmp_path / f"{name}-best.npz")) == (last, last)
         assert losses_of(client) == pytest.approx(LOSSES[: last + 1], abs=1e-6)
         assert all(set(e["metrics"]) <= {"loss", "accuracy"} for e in client.events if e["event"] == "round")
         assert "patience 3" not in client.error
@@ -71,17 +72,19 @@ def test_patience_stops_all_clients_after_the_same_round_and_the_best_model_is_k
 def test_a_client_that_comes_late_stops_with_the_others_and_does_not_take_a_later_model_for_the_best(
     keys: Federation, tmp_path: Path
 ) -> None:
-    losses = [1.0, 5.0, 6.0, 7.0, 8.0, *range(9, 30)]
-    flags = ("--patience", "20")
+    losses = [1.0, 5.0, 6.0, 7.0, 8.0, *range(9, 20)]
+    flags, gate = ("--patience", "6"), tmp_path / "carol is here"
     with keys:
-        server = keys.serve(tmp_path / "server", "--rounds", "25", "--join-wait", "0", "--min-clients", "2")
-        early = [scripted(keys, n, tmp_path, *flags, losses=losses) for n in ("alice", "bob")]
-        server.until("round 3: 2 of 2 in")
+        server = keys.serve(tmp_path / "server", "--rounds", "12", "--join-wait", "0", "--min-clients", "2")
+        early = [scripted(keys, n, tmp_path, *flags, losses=losses, GATE=str(gate)) for n in ("alice", "bob")]
+        server.until("round 3, attempt 1")
         late = scripted(keys, "carol", tmp_path, *flags, "--save-best", tmp_path / "best.npz", losses=losses)
+        server.until("carol joined")
+        gate.touch()
         assert [c.wait() for c in (*early, late, server)] == [0, 0, 0, 0], [c.error for c in (*early, late, server)]
     assert [e["in"] for e in server.events if e["event"] == "round"][-1] == list(ALL)
     for client in (*early, late):
-        assert "hefl: stopped after round 21 of 25: no better validation loss for 20 rounds" in client.err
+        assert "hefl: stopped after round 7 of 12: no better validation loss for 6 rounds" in client.err
     assert len(losses_of(late)) < len(losses_of(early[0]))
     assert not (tmp_path / "best.npz").exists()  # model 0 was the best, and carol never had it
 

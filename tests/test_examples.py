@@ -53,6 +53,18 @@ def test_the_parts_are_all_of_the_training_rows_once_and_the_first_fifth_validat
         assert len(part.labels) >= 2
 
 
+def test_a_partition_is_the_same_on_every_machine() -> None:
+    """As it was when this was written: clients of one training may run different versions."""
+    labels = [np.bincount(part.labels, minlength=10).tolist() for part in load_parts("digits", 5, Partition(0.3))]
+    assert labels == [
+        [98, 145, 6, 85, 57, 1, 13, 0, 5, 5],
+        [0, 0, 14, 6, 10, 20, 8, 105, 70, 88],
+        [24, 0, 17, 19, 1, 43, 18, 21, 28, 0],
+        [22, 5, 31, 26, 66, 41, 10, 16, 38, 8],
+        [1, 4, 76, 13, 1, 31, 97, 3, 3, 39],
+    ]
+
+
 def test_tables_are_scaled_by_the_ranges_that_their_descriptions_publish() -> None:
     for name, ranges in (("breast_cancer", BREAST_CANCER_RANGES), ("wine", WINE_RANGES)):
         text = getattr(sklearn.datasets, f"load_{name}")().DESCR
@@ -60,7 +72,12 @@ def test_tables_are_scaled_by_the_ranges_that_their_descriptions_publish() -> No
         published = [(float(a), float(b)) for a, b in re.findall(r":\s+([\d.]+)\s+([\d.]+)", table)]
         assert list(ranges) == published
         (split,) = load_parts(name, 1, EVENLY)
-        assert np.abs(split.features).max() <= 1.05
+        assert -1 <= split.features.min() <= split.features.max() <= 1.02
+        rows, _ = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+        raw = rows[np.random.RandomState(42).permutation(len(rows))[len(rows) // 5]]
+        low, high = np.array(published).T
+        expected = [2 * np.sqrt(max(0.0, (x - a) / (b - a))) - 1 for x, a, b in zip(raw, low, high, strict=True)]
+        np.testing.assert_allclose(split.features[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def trained(trainer: TorchTrainer) -> bytes:

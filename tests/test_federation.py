@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import signal
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from federation import Federation
+from helpers import redigested
+
+from hefl import protocol
+from hefl.clientstate import read_model
+from hefl.errors import ConflictError, StateError
+from hefl.history import Record, genesis
+from hefl.keys import party, tls
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +224,125 @@ def test_parties_of_another_precision_do_not_mix(
         client = keys.client("alice", tmp_path / "alice", *flags)
         assert client.wait() == 3
         assert f"client alice uses {text}, and this side precision 12" in client.error
+
+
+def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
+    keys: Federation, tmp_path: Path
+) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "40", "--join-wait", "0")
+        clients = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        server.until("round 36, attempt 1")
+        folder = party.read_client_folder(keys.folder / "clients/carol")  # who has not joined
+        url = urlsplit(keys.url)
+        context = tls.client_context(folder.path)
+        connection = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=20)
+
+        def fetch(query: str) -> list[Record]:
+            connection.request("GET", f"/v1/records{query}", headers=protocol.headers(folder.secret, "00" * 16))
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status == 200, body
+            return list(protocol.decode(body, protocol.Records).records)
+
+        with closing(connection):
+            pages = [fetch("")]
+            while pages[-1]:
+                pages.append(fetch(f"?after={pages[-1][-1].announcement.round}"))
+            connection.request("GET", "/v1/records?after=x", headers=protocol.headers(folder.secret, "00" * 16))
+            assert connection.getresponse().status == 400
+        for command in clients:
+            command.child.terminate()
+    records = [made for page in pages for made in page]
+    assert len(pages[0]) == 32
+    assert [made.announcement.round for made in records] == list(range(len(records)))
+    head = genesis(folder.secret.identity, records[0].announcement.run)
+    for made in records:
+        assert made.announcement.head == head
+        head = made.head
+
+
+def test_disk_use_is_bounded_by_what_is_kept(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "6", "--join-wait", "0", "--keep", "2")
+        clients = [keys.client(n, tmp_path / n, "--keep", "2") for n in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+    assert len(list((tmp_path / "server/aggregates").iterdir())) == 2
+    for folder in ("uploads", "updates"):
+        assert not list((tmp_path / "server" / folder).iterdir())
+    assert len(list((tmp_path / "alice/aggregates").iterdir())) == 4  # each with its record
+    assert not list((tmp_path / "alice").glob("*.bin"))
+
+
+def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federation, tmp_path: Path) -> None:
+    who = {"alice": (10, 0.1), "bob": (25, -0.2)}
+    folder = keys.folder / "clients/alice"
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3", "--join-wait", "0")
+        clients = [
+            keys.client(n, tmp_path / n, "--save", tmp_path / f"{n}.npz", EXAMPLES=str(e), STEP=str(s))
+            for n, (e, s) in who.items()
+        ]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+        command = keys.run("export", folder, "--state", tmp_path / "alice", "--to", tmp_path / "last.npz", "--json")
+        assert command.wait() == 0, command.error
+        assert command.events == [
+            {"event": "exported", "path": str(tmp_path / "last.npz"), "round": 3, "verified": True}
+        ]
+        kept = keys.run("export", folder, "--state", tmp_path / "alice", "--to", tmp_path / "last.npz")
+        assert kept.wait() == 1
+        assert "exists already" in kept.error
+    saved, exported = (np.load(tmp_path / f"{n}.npz", allow_pickle=False) for n in ("alice", "last"))
+    assert all((saved[n] == exported[n]).all() for n in saved.files)
+    secret = party.read_client_folder(folder).secret
+    courses = fedavg(3, list(who.values()))
+    for number in (1, 2, 3):
+        kept_model = read_model(tmp_path / "alice", secret, number)
+        for array, name, expected in zip(kept_model.arrays, saved.files, courses[number], strict=True):
+            assert array.dtype == saved[name].dtype
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
+    # The round before those that are kept, and the closing one, which made no model.
+    for number in (0, 4):
+        with pytest.raises(StateError, match=f"no model of round {number}: there are 1, 2, 3"):
+            read_model(tmp_path / "alice", secret, number)
+    (aggregate,) = (tmp_path / "alice/aggregates").glob("*2.agg")
+    data = bytearray(aggregate.read_bytes())
+    data[2000] ^= 1
+    aggregate.write_bytes(redigested(data))
+    with pytest.raises(ConflictError, match="not the one that its record describes"):
+        read_model(tmp_path / "alice", secret, 2)
+
+
+def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federation, tmp_path: Path) -> None:
+    def status() -> dict[str, Any]:
+        command = keys.run("status", tmp_path / "server", "--json")
+        assert command.wait() == 0, command.error
+        (event,) = command.events
+        assert list(event) == ["run", "state", "round", "rounds", "in", "awaited", "deadline_s"]
+        return event
+
+    with keys:
+        none = keys.run("status", tmp_path / "server")
+        assert none.wait() == 1
+        assert "holds no run" in none.error
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "50")
+        first = status()
+        assert (first["state"], first["round"], first["rounds"], first["in"]) == ("gathering", 0, 2, [])
+        assert (first["awaited"], first["deadline_s"]) == (["alice", "bob", "carol"], None)
+        others = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
+        carol = keys.client("carol", tmp_path / "carol", trainer="trainers:Slow", SLEEP="60")
+        server.until("round 2, attempt 1")
+        server.until("round 2: update of alice is in")
+        server.until("round 2: update of bob is in")
+        amid = status()
+        assert (amid["run"], amid["state"], amid["round"]) == (first["run"], "collecting", 2)
+        assert (amid["in"], amid["awaited"]) == (["alice", "bob"], ["carol"])
+        assert 0 < amid["deadline_s"] < 50
+        words = keys.run("status", tmp_path / "server")
+        assert words.wait() == 0
+        assert "in round 2, attempt 1: 2 of 3 updates are in" in words.out[0]
+        assert words.out[1].startswith("waits for carol, for ")
+        carol.child.terminate()
+        assert [c.wait() for c in (*others, server)] == [0, 0, 0]
+        last = status()
+    assert (last["state"], last["round"], last["awaited"], last["deadline_s"]) == ("ended", 4, [], None)

@@ -40,7 +40,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> authority.Federation:
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("sealed") / "fed"
-    authority.create(made, ["alice", "bob"], passphrase=Passphrase(lambda: WORDS))
+    authority.create(made, ["alice", "bob"], passphrase=Passphrase(lambda _: WORDS))
     return made
 
 
@@ -311,7 +311,7 @@ def test_a_full_disk_changes_nothing(fed: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_sealed_federation_has_no_secret_in_the_clear_and_stays_sealed(sealed: Path, tmp_path: Path) -> None:
-    fed, words = tmp_path / "fed", Passphrase(lambda: WORDS)
+    fed, words = tmp_path / "fed", Passphrase(lambda _: WORDS)
     shutil.copytree(sealed, fed)
     for wanted in (Change(), Change(add=("carol",)), Change(rotate=True)):
         if wanted != Change():
@@ -324,11 +324,11 @@ def test_a_sealed_federation_has_no_secret_in_the_clear_and_stays_sealed(sealed:
                 assert b"group-key" not in path.read_bytes()
                 assert b"BEGIN PRIVATE" not in path.read_bytes()
     with pytest.raises(KeyFileError, match="does not open"):
-        authority.change(fed, Change(rotate=True), Passphrase(lambda: "another"))
+        authority.change(fed, Change(rotate=True), Passphrase(lambda _: "another"))
 
 
 def test_a_rotation_can_give_a_federation_its_passphrase_and_nothing_else_can(fed: Path) -> None:
-    words = Passphrase(lambda: WORDS)
+    words = Passphrase(lambda _: WORDS)
     for wanted in (Change(add=("carol",)), Change(renew=True)):
         with pytest.raises(UsageError, match="have no passphrase"):
             authority.change(fed, wanted, words, seals=True)
@@ -342,15 +342,14 @@ def test_no_private_key_reaches_the_disk_in_the_clear_on_its_way_into_tls(
     written: list[bytes] = []
     load = ssl.SSLContext.load_cert_chain
 
-    class Spied(ssl.SSLContext):
-        def load_cert_chain(self, certfile: Any, *arguments: Any, **named: Any) -> None:
-            assert Path(certfile).stat().st_mode & 0o777 == 0o600
-            written.append(Path(certfile).read_bytes())
-            load(self, certfile, *arguments, **named)
+    def spied(self: ssl.SSLContext, certfile: Any, *arguments: Any, **named: Any) -> None:
+        assert Path(certfile).stat().st_mode & 0o777 == 0o600
+        written.append(Path(certfile).read_bytes())
+        load(self, certfile, *arguments, **named)
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ssl, "SSLContext", Spied)
-    folder = party.read_server_folder(sealed / "server", Passphrase(lambda: WORDS))
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", spied)
+    folder = party.read_server_folder(sealed / "server", Passphrase(lambda _: WORDS))
     folder.credentials.server_context()
     assert len(written) == 1
     assert b"BEGIN ENCRYPTED PRIVATE KEY" in written[0]
@@ -394,7 +393,7 @@ def test_a_person_is_asked_twice_for_a_new_passphrase_and_once_for_an_old_one_an
     code, shown = on_terminal("keygen", fed, "--client", "carol", answers=[WORDS])
     assert code == 0, shown
     assert (shown.count("Passphrase: "), shown.count("onfirm"), WORDS in shown) == (1, 0, False)
-    whole(fed, Passphrase(lambda: WORDS))
+    whole(fed, Passphrase(lambda _: WORDS))
     code, shown = on_terminal("keygen", fed, "--renew", answers=["wrong"])
     assert code == 3
     assert "the passphrase does not open" in shown

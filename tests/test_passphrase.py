@@ -21,7 +21,7 @@ WORDS = "correct horse batterie stäple"
 @pytest.fixture(scope="module")
 def sealed(tmp_path_factory: pytest.TempPathFactory, secret: SecretContext) -> bytes:
     path = tmp_path_factory.mktemp("sealed") / "secret.hefl"
-    keyfile.write_secret(path, secret, "alice", Passphrase(lambda: WORDS))
+    keyfile.write_secret(path, secret, "alice", Passphrase(lambda _: WORDS))
     assert path.stat().st_mode & 0o777 == 0o600
     return path.read_bytes()
 
@@ -36,7 +36,7 @@ def path(tmp_path: Path, sealed: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def words() -> Passphrase:
-    return Passphrase(lambda: WORDS)
+    return Passphrase(lambda _: WORDS)
 
 
 def test_the_passphrase_opens_what_it_sealed_and_everyone_sees_whose_file_it_is(
@@ -69,11 +69,11 @@ def test_a_sealed_file_is_what_the_readme_says(path: Path, secret: SecretContext
 
 def test_another_passphrase_is_told_from_a_damaged_file(path: Path) -> None:
     with pytest.raises(KeyFileError, match=r"the passphrase does not open .*secret\.hefl") as caught:
-        keyfile.read_secret(path, Passphrase(lambda: WORDS + " "))
+        keyfile.read_secret(path, Passphrase(lambda _: WORDS + " "))
     assert caught.value.hint
     path.write_bytes(path.read_bytes()[:-100] + b"x" + path.read_bytes()[-99:])
     with pytest.raises(KeyFileError, match="is damaged"):
-        keyfile.read_secret(path, Passphrase(lambda: WORDS))
+        keyfile.read_secret(path, Passphrase(lambda _: WORDS))
 
 
 def test_no_passphrase_opens_nothing_and_the_hint_says_how(path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_file_that_asks_for_too_much_work_is_refused_before_any_is_done(
     monkeypatch.setattr(passphrase, "Scrypt", work)
     rewritten(path, "scrypt [0-9:]+", f"scrypt {kdf}")
     with pytest.raises(KeyFileError, match="is more than"):
-        keyfile.read_secret(path, Passphrase(lambda: WORDS))
+        keyfile.read_secret(path, Passphrase(lambda _: WORDS))
 
 
 def test_a_sealed_file_of_another_content_or_place_is_refused(path: Path, words: Passphrase) -> None:
@@ -138,7 +138,7 @@ def test_what_is_inside_must_be_whose_the_outside_says(
 
 
 def test_two_files_of_one_passphrase_show_nothing_in_common(tmp_path: Path, secret: SecretContext) -> None:
-    words = Passphrase(lambda: WORDS)
+    words = Passphrase(lambda _: WORDS)
     texts = []
     for name in ("a", "b"):
         keyfile.write_secret(tmp_path / name, secret, "alice", words)
@@ -149,7 +149,7 @@ def test_two_files_of_one_passphrase_show_nothing_in_common(tmp_path: Path, secr
 def test_a_passphrase_is_the_same_however_it_was_typed(path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", WORDS)
     assert decomposed != WORDS
-    keyfile.read_secret(path, Passphrase(lambda: decomposed))
+    keyfile.read_secret(path, Passphrase(lambda _: decomposed))
 
 
 @pytest.mark.parametrize("line", [f"{WORDS}\n", f"{WORDS}\r\nsecond line\n", WORDS])
@@ -173,5 +173,5 @@ def test_a_passphrase_file_that_is_none_is_refused(tmp_path: Path, data: bytes, 
 
 def test_an_empty_passphrase_seals_nothing(tmp_path: Path, secret: SecretContext) -> None:
     with pytest.raises(UsageError, match="at least one character"):
-        keyfile.write_secret(tmp_path / "secret.hefl", secret, "alice", Passphrase(str))
+        keyfile.write_secret(tmp_path / "secret.hefl", secret, "alice", Passphrase(lambda _: ""))
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,21 @@ class Slow(Drift):
     """Takes a while in round 2."""
 
     def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
-        import time
-
         if config["round"] == 2:
             time.sleep(float(os.environ["SLEEP"]))
         return super().fit(parameters, config)
 
 
 class Scripted(Drift):
-    """Has the validation losses that LOSSES lists, for models 0, 1, ...: the model counts its rounds itself."""
+    """Has the validation losses that LOSSES lists, for models 0, 1, ...: the model counts its rounds itself.
+
+    In round 3 it waits for the file that GATE names.
+    """
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        while config["round"] == 3 and "GATE" in os.environ and not os.path.exists(os.environ["GATE"]):  # noqa: PTH110
+            time.sleep(0.02)
+        return super().fit(parameters, config)
 
     def evaluate(self, parameters: list[Any], config: Config) -> tuple[float, int, dict[str, Any]]:
         losses = os.environ["LOSSES"].split(",")

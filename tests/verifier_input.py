@@ -57,6 +57,7 @@ SECRET_FIELDS = {
     "rings": r"\d+:\d+(,\d+)*( \d+:\d+(,\d+)*)*",
     "ckks": r"[A-Za-z0-9+/]+={0,2}",
     "group-key": r"[A-Za-z0-9+/]+={0,2}",
+    "checksum": r"[0-9a-f]{64}",
 }
 
 
@@ -76,6 +77,8 @@ def read_key(data: bytes) -> Key:
     fields = {pair[0]: pair[-1] for pair in pairs}
     for name, form in SECRET_FIELDS.items():
         require("key-file", re.fullmatch(form, fields[name]) is not None, f"{name} is not in form")
+    head = data[: data.rindex(b"checksum: ")]
+    require("key-file", hashlib.sha256(head).hexdigest() == fields["checksum"], "its checksum is another")
     group_key, ckks = from_base64(fields["group-key"]), from_base64(fields["ckks"])
     require("key-file", len(group_key) == 32, "the group key has not 32 bytes")
     prints = (

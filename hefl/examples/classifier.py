@@ -23,7 +23,9 @@ def classifier(module: nn.Module, split: Split, train: Train) -> TorchTrainer:
     return TorchTrainer(module, len(split.labels), train, evaluate)
 
 
-def gradient_descent(split: Split, *, epochs: int, batch_size: int, learning_rate: float) -> Train:
+def gradient_descent(
+    split: Split, *, epochs: int, batch_size: int, learning_rate: float, weight_decay: float = 0.0
+) -> Train:
     """Plain stochastic gradient descent on cross entropy, in shuffled batches.
 
     Without momentum, and in few epochs: the further clients with different labels go before they are averaged, the
@@ -34,7 +36,7 @@ def gradient_descent(split: Split, *, epochs: int, batch_size: int, learning_rat
     batches = -(-len(labels) // batch_size)
 
     def train(module: nn.Module) -> None:
-        optimiser = torch.optim.SGD(module.parameters(), lr=learning_rate)
+        optimiser = torch.optim.SGD(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
         for _ in range(epochs):
             for rows in torch.randperm(len(labels)).tensor_split(batches):
                 optimiser.zero_grad()
