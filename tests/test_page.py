@@ -197,7 +197,7 @@ def test_a_run_is_shown_live_until_it_ends(keys: Federation, tmp_path: Path, dri
 def test_the_page_fits_every_screen_in_both_colours_and_the_keyboard_reaches_all_of_it(
     keys: Federation, tmp_path: Path, driver: Chrome
 ) -> None:
-    """Goes on with a run without --report-metrics, which then loses its server."""
+    """Goes on with a run without --report-metrics, whose server then dies and comes back."""
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2", "--join-wait", "0", "--page-port", "0")
         driver.get(page_of(server))
@@ -240,6 +240,17 @@ def test_the_page_fits_every_screen_in_both_colours_and_the_keyboard_reaches_all
         server.child.send_signal(signal.SIGKILL)
         until(lambda: text(driver, "#link") == "connection lost")
         assert text(driver, "#notice").startswith("The connection to the server is lost. What stands here is from")
+        port = str(urlsplit(page_of(server)).port)
+        again = keys.serve(tmp_path / "server", "--rounds", "2", "--page-port", port)
+        until(lambda: text(driver, "#link") == "live")
+        assert not driver.find_element("css selector", "#notice").is_displayed()
+        assert texts(driver, "tbody th") == ["initial", "1"]
+        # who opens it only now learns of these rounds from the journal
+        rows = first_message(page_of(again))[1]["rows"]
+        assert [(row["round"], row["exchange"], row["members"]) for row in rows] == [
+            (0, "initial", ["alice"]),
+            (1, "training", ["alice", "bob"]),
+        ]
 
 
 def test_a_client_tells_the_server_nothing_of_the_models_quality_unless_it_is_asked_to(

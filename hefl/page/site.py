@@ -41,6 +41,9 @@ PAUSE_S, LOOK_S, BEAT_S = 0.1, 1.0, 15.0
 """How often to look for events; for what is none, such as silence; and how often to say something at least, so that a
 page that has gone is noticed."""
 
+RETRY_MS = 1000
+"""After so long a page that has lost the server tries again."""
+
 FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -156,7 +159,7 @@ class Page:
                     shown, seen, sent_s = now, looked, looked_s
                     message = {"now": now | {"deadline_s": deadline_s(run, clock)}, "rows": rows}
                     text = msgspec.json.encode(message).decode()
-                    await response.write(f"id: {self._process}-{seen}\ndata: {text}\n\n".encode())
+                    await response.write(f"retry: {RETRY_MS}\nid: {self._process}-{seen}\ndata: {text}\n\n".encode())
                 elif looked_s - sent_s > BEAT_S:
                     sent_s = looked_s
                     await response.write(b":\n\n")
