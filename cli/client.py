@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.logs import log_option
 from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
@@ -80,10 +81,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="What to do about a sum that fails a check: end with exit code 4, or keep the last model and go on.",
 )
+@click.option(
+    "--report-metrics",
+    is_flag=True,
+    help="Tell the server the averaged metrics of each model, to three digits, for its page.",
+)
 @passphrase_file_option
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, to loopback only.")
+@log_option
 @json_option
 def client(
     folder: Path,
@@ -107,6 +114,7 @@ def client(
     connect_timeout: float,
     min_participants: int,
     on_tamper: OnTamper,
+    report_metrics: bool,
     passphrase_file: Path | None,
     trace: Path | None,
     insecure_http: bool,
@@ -167,6 +175,7 @@ def client(
             insecure_http=insecure_http,
             min_participants=min_participants,
             on_tamper=on_tamper,
+            report_metrics=report_metrics,
             on_round=tell,
         )
         run(party.run())

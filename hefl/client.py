@@ -35,7 +35,7 @@ from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner, OnRound, tell
 from hefl.params import MIN_CLIENTS
-from hefl.protocol import Confirmation, Join, Records, View, Welcome
+from hefl.protocol import Confirmation, Join, MetricsReport, Records, View, Welcome
 from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
 
@@ -60,6 +60,7 @@ class Client:
         min_participants: Take part only where so many do, and accept only sums of so many; at least 2.
         on_tamper: What to do about a sum that does not pass its checks: stop, or skip it and keep the last model. A
             history that does not hold always stops.
+        report_metrics: Tell the server the averaged metrics of each model, for its page.
         on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
             the run with a TrainerError.
 
@@ -83,6 +84,7 @@ class Client:
         insecure_http: bool = False,
         min_participants: int = MIN_CLIENTS,
         on_tamper: OnTamper = "stop",
+        report_metrics: bool = False,
         on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
@@ -98,6 +100,7 @@ class Client:
         self._state = state
         self._min_participants = max(min_participants, MIN_CLIENTS)
         self._on_tamper = on_tamper
+        self._report_metrics = report_metrics
         self._on_round = on_round
         self.confirmed: tuple[str, ...] = ()
         self.unconfirmed: tuple[str, ...] = ()
@@ -150,7 +153,10 @@ class Client:
         if self._welcome and welcome.run != self._welcome.run:
             raise ConflictError("the server has begun another run", hint="start this client again to join it")
         if self._welcome is None:
-            log.info("joined %s as %s with %d examples", self._connection.url, self._folder.name, learner.num_examples)
+            log.info(
+                "joined %(url)s as %(client)s with %(num_examples)d examples",
+                {"url": self._connection.url, "client": self._folder.name, "num_examples": learner.num_examples},
+            )
         self._begin(welcome.run)
         self._welcome = welcome
 
@@ -335,7 +341,7 @@ class Client:
                 await self._upload(path, size, announcement)
             self._bytes_up = size
         except StaleError as error:
-            log.warning("round %d was missed: %s", announcement.round, error)
+            log.warning("round %(round)d was missed: %(why)s", {"round": announcement.round, "why": error})
         finally:
             path.unlink(missing_ok=True)
         self._done = (announcement.round, announcement.attempt)
@@ -363,7 +369,7 @@ class Client:
         }
         self._state.tell(self._learner.announced_num_examples)
         await self._connection.upload(where, path, size, headers, announcement.deadline_s)
-        log.info("round %d: sent %.1f kB", announcement.round, size / 1e3)
+        log.info("round %(round)d: sent %(kilobytes).1f kB", {"round": announcement.round, "kilobytes": size / 1e3})
 
     async def _take_records(self, view: View) -> None:
         """Fetch and accept each record that is news."""
@@ -382,6 +388,18 @@ class Client:
             metrics = await _work(self._accept, record)
             self._taken = record.announcement.round
             await self._report(record, metrics, size)
+            await self._tell_metrics(record.announcement.round - 1, metrics)
+
+    async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
+        """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""
+        if not self._report_metrics or not metrics:
+            return
+        rounded = {name: None if value is None else float(f"{value:.3g}") for name, value in metrics.items()}
+        report = MetricsReport(round=model, metrics=rounded)
+        try:
+            await self._connection.call("POST", "/v1/metrics", msgspec.json.encode(report))
+        except ProtocolError as error:
+            log.warning("the server did not take the metrics of model %d: %s", model, error)
 
     def _accept(self, record: Record) -> Metrics:
         """Take the aggregate that has come, and keep it where it makes a new model."""
