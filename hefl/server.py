@@ -7,6 +7,7 @@ import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from typing import ClassVar
 
 import msgspec
 from aiohttp import web
@@ -74,6 +75,8 @@ class Server:
         EngineError: ``plaintext`` beyond this machine.
     """
 
+    coordinator_type: ClassVar[type[Coordinator]] = Coordinator
+
     def __init__(
         self,
         folder: ServerFolder,
@@ -111,7 +114,7 @@ class Server:
         self._roll = Roll(folder)
         self._reported = -1
         self._noticed: set[str] = set()  # whose certificate was looked at for its end
-        self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
+        self._coordinator = self.coordinator_type(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
         """Make ``serve`` return soon, wherever the run is."""

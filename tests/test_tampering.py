@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from helpers import Array
 
-from hefl.adversary import SUM_LIES, LyingSummation, Memory
 from hefl.ckks import packed
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.ckks.packed import PackedEngine
 from hefl.errors import ProtocolError
 from hefl.history import Announcement, Participant, Record
+from hefl.tampering import SUM_LIES, LyingSummation, Memory
 from hefl.updates import read_aggregate, write_update
 
 NAMES = ("alice", "bob", "carol")
