@@ -23,13 +23,8 @@ from hefl.history import Announcement, Record
 from hefl.protocol import View
 from hefl.server import CLIENT, Server
 from hefl.tally import Tally
-from hefl.tampering import SUM_LIES, LyingSummation, Memory
+from hefl.tampering import LyingSummation, Memory
 from hefl.updates import Summation
-
-SHOWN_LIES = ("fork", "rewind", "false-head", "false-weight", "isolate")
-"""What may be wrong with what single clients are shown, the sums being genuine."""
-
-LIES = (*SUM_LIES, *SHOWN_LIES)
 
 
 class LyingTally(Tally):
