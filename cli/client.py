@@ -12,6 +12,7 @@ from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase
 from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
+    from hefl.client import OnTamper
     from hefl.engine import Weighting
     from hefl.learner import RoundReport
     from hefl.trainer import Trainer
@@ -64,6 +65,21 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds to try again where nobody answers.",
 )
+@click.option(
+    "--min-participants",
+    type=click.IntRange(2),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Take part, and believe a sum, only where so many clients are in it.",
+)
+@click.option(
+    "--on-tamper",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do about a sum that fails a check: end with exit code 4, or keep the last model and go on.",
+)
 @passphrase_file_option
 @click.option("--trace", type=click.Path(path_type=Path, file_okay=False), hidden=True)
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, to loopback only.")
@@ -89,6 +105,8 @@ def client(
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
+    min_participants: int,
+    on_tamper: OnTamper,
     passphrase_file: Path | None,
     trace: Path | None,
     insecure_http: bool,
@@ -147,9 +165,14 @@ def client(
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
+            min_participants=min_participants,
+            on_tamper=on_tamper,
             on_round=tell,
         )
         run(party.run())
+        if as_json:
+            told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
+            print_json({"event": "confirmed", **told})
         if save:
             learner.save(save)
             if as_json:
