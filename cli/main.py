@@ -9,16 +9,23 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 import hefl
+from hefl.cli import logs
 from hefl.cli.usage import explain, nearest
 from hefl.errors import HeflError, TrainerError, UsageError, reason_of
 
+log = logging.getLogger("hefl")
+
 COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "status", "export", "plan", "bench")
 INTERRUPTED = 130
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: a person's wish
+    """A signal stopped the command; click would answer KeyboardInterrupt with an empty line."""
 
 
 class Commands(click.Group):
@@ -38,6 +45,13 @@ class Commands(click.Group):
                 f"there is no command {args[0]!r}", hint=f"did you mean 'hefl {meant}'?" if meant else None
             )
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
@@ -89,15 +103,12 @@ def cli(ctx: click.Context, config: Path | None) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    logging.basicConfig(stream=sys.stderr, format="hefl: %(message)s", level=logging.WARNING)
-    logging.getLogger("hefl").setLevel(logging.INFO)
+    logs.set_up()
     signal.signal(signal.SIGTERM, _terminate)
     code = 0
     try:
         cli(prog_name="hefl", standalone_mode=False)
-    except click.exceptions.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt, click.exceptions.Abort):
         say("interrupted")
         code = INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
@@ -105,16 +116,14 @@ def main() -> NoReturn:
         code = error.exit_code
     except click.ClickException as error:
         message, way_out = explain(error, _called())
-        say(message)
-        say(f"hint: {way_out}")
         code = error.exit_code
+        _complain(message, hint=way_out, error=UsageError.__name__, exit_code=code)
     except HeflError as error:
         if isinstance(error, TrainerError) and error.__cause__:
-            logging.getLogger("hefl").error("the trainer's traceback:", exc_info=error.__cause__)
-        say(error.message)
-        if hint := error.hint or (_see_help() if isinstance(error, UsageError) else None):
-            say(f"hint: {hint}")
+            log.error("the trainer's traceback:", exc_info=error.__cause__)
         code = error.exit_code
+        hint = error.hint or (_see_help() if isinstance(error, UsageError) else None)
+        _complain(error.message, hint=hint, error=type(error).__name__, exit_code=code)
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,15 +131,23 @@ def main() -> NoReturn:
     except OSError as error:
         if error.filename is None:
             raise  # not about a file that a person named
-        say(f"{error.filename}: {reason_of(error)}")
-        say("hint: is the path right, and may you use it? See its owner and mode with ls -l")
         code = 1
+        _complain(
+            f"{error.filename}: {reason_of(error)}",
+            hint="is the path right, and may you use it? See its owner and mode with ls -l",
+            error=type(error).__name__,
+            exit_code=code,
+        )
     sys.exit(code)
 
 
 def say(text: str) -> None:
     """One line on stderr, with the command's name in front."""
-    click.echo(f"hefl: {text}", err=True)
+    log.info("%s", text)
+
+
+def _complain(message: str, **fields: Any) -> None:
+    log.error("%s", message, extra=fields)
 
 
 def _called() -> click.Command | None:

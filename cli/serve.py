@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
+    from hefl.page.site import Page
+    from hefl.server import Server
+
+log = logging.getLogger("hefl")
 
 
 @click.command()
@@ -39,6 +46,11 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
 @click.option(
+    "--page-port",
+    type=click.IntRange(0, 65535),
+    help="Show the run in a browser of this machine, with /metrics and /healthz; 0 takes any port.  [default: off]",
+)
+@click.option(
     "--state",
     type=click.Path(path_type=Path),
     help="Folder for the run, which goes on where it stopped.  [default: DIR/server/state]",
@@ -48,6 +60,7 @@ if TYPE_CHECKING:
 @passphrase_file_option
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
+@log_option
 @json_option
 def serve(
     folder: Path,
@@ -57,6 +70,7 @@ def serve(
     round_timeout: float,
     host: str,
     port: int,
+    page_port: int | None,
     state: Path | None,
     keep: int,
     engine: str,
@@ -79,6 +93,8 @@ def serve(
     from hefl.files import locked, private_folder
     from hefl.journal import Journal
     from hefl.keys.party import read_server_folder
+    from hefl.page.site import Page
+    from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds import Phase
     from hefl.server import Server
     from hefl.spool import Spool
@@ -93,6 +109,7 @@ def serve(
     place = private_folder(state or folder / "state")
     with (
         locked(place, "server"),
+        progress_bars(as_json=as_json) as show,
         closing(
             Journal(
                 place,
@@ -105,23 +122,43 @@ def serve(
         ) as journal,
     ):
         if journal.now.run.phase is Phase.ENDED and rounds <= journal.now.run.rounds:
-            click.echo(f"hefl: the run in {place} has ended already", err=True)
-            click.echo("hefl: hint: more --rounds go on with it; a new run takes a new folder, see --state", err=True)
+            hint = "more --rounds go on with it; a new run takes a new folder, see --state"
+            log.info("the run in %s has ended already", place, extra={"hint": hint})
             return
+        say = print_json if as_json else _print_url
+
+        def tell(event: Mapping[str, Any]) -> None:
+            say(event)
+            if event["event"] == "round":
+                show("rounds", event["round"], rounds)
+            if page:
+                page.see(event)
+                if event["event"] == "listening":
+                    say({"event": "page", "url": page.url})
+
         server = Server(
             keys,
             cipher,
             settings,
             journal,
             Spool(place),
-            print_json if as_json else _print_url,
+            tell,
             host=host,
             port=port,
             insecure_http=insecure_http,
         )
-        run(server.serve(), stop=server.stop, terminated_is_success=True)
+        page = None if page_port is None else Page(server.look, page_port, journal.last_records(KEPT_ROUNDS))
+        run(_serve(server, page), stop=server.stop, terminated_is_success=True)
+
+
+async def _serve(server: Server, page: Page | None) -> None:
+    """Serve; the page's port is tried before anything else happens, and is open until everything has."""
+    async with page or nullcontext():
+        await server.serve()
 
 
 def _print_url(event: Mapping[str, Any]) -> None:
     if event["event"] == "listening":
         click.echo(event["url"])
+    elif event["event"] == "page":
+        log.info("the run can be watched at %(url)s", event)

@@ -179,7 +179,7 @@ class Coordinator:
                 case rounds.End():
                     await self._apply(rounds.Ended())
                     last = self.run.model.announcement.round if self.run.model else 0
-                    log.info("the run has ended after round %d", last)
+                    log.info("the run has ended after round %(round)d", {"round": last})
                     self._emit({"event": "ended", "rounds": last})
 
     def remind(self) -> None:
@@ -190,10 +190,17 @@ class Coordinator:
         names = ", ".join(self.run.awaited)
         if self.run.announcement:
             left = self.run.announcement.deadline_s - self._clock().phase_s
-            log.info("round %d: waiting for %s, for %.0f s more", self.run.next_round, names, max(left, 0))
+            log.info(
+                "round %(round)d: waiting for %(awaited)s, for %(deadline_s).0f s more",
+                {"round": self.run.next_round, "awaited": names, "deadline_s": max(left, 0)},
+            )
         else:
             here = len(self.run.sessions)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, here, self._settings.min_clients)
+
+    def look(self) -> tuple[rounds.Run, rounds.Clock]:
+        """The run as it stands, and its clock."""
+        return self.run, self._clock()
 
     def _clock(self) -> rounds.Clock:
         now = time.monotonic()
@@ -236,7 +243,15 @@ class Coordinator:
             log.warning("%s", remark)
             self._remarked = remark
         names, number, attempt = announcement.names, announcement.round, announcement.attempt
-        log.info("round %d, attempt %d: %s of %s", number, attempt, what[announcement.exchange], ", ".join(names))
+        log.info(
+            "round %(round)d, attempt %(attempt)d: %(what)s of %(participants)s",
+            {
+                "round": number,
+                "attempt": attempt,
+                "what": what[announcement.exchange],
+                "participants": ", ".join(names),
+            },
+        )
         self._emit(
             {
                 "event": "announced",
@@ -250,7 +265,7 @@ class Coordinator:
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
         number = self.run.next_round
         await self._apply(rounds.Abandoned(culprits))
-        log.warning("round %d: %s; trying again", number, reason)
+        log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
         self._emit({"event": "abandoned", "round": number, "reason": reason})
         await asyncio.to_thread(self._tally.end_attempt)
 
@@ -278,12 +293,14 @@ class Coordinator:
         await asyncio.to_thread(self._tally.end_attempt)
         names, seconds = [m.name for m in record.members], self._tally.timings.take()
         log.info(
-            "round %d: %d of %d in, %.1f kB up, aggregated in %.3f s",
-            announcement.round,
-            len(names),
-            len(announcement.names),
-            bytes_up / 1e3,
-            seconds["aggregate"],
+            "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
+            {
+                "round": announcement.round,
+                "in": len(names),
+                "of": len(announcement.names),
+                "kilobytes_up": bytes_up / 1e3,
+                "aggregate_s": seconds["aggregate"],
+            },
         )
         self._emit(
             {
@@ -318,7 +335,9 @@ class Coordinator:
             if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
                 await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
             self._hear(name)
-        log.info("%s joined with %d examples", name, join.num_examples)
+        log.info(
+            "%(client)s joined with %(num_examples)d examples", {"client": name, "num_examples": join.num_examples}
+        )
         self._emit({"event": "joined", "client": name, "num_examples": join.num_examples})
         self.remind()
 
@@ -370,6 +389,8 @@ class Coordinator:
             committed=name in run.committed,
             model=run.model,
             closing=run.closing,
+            confirmations=dict(run.confirmations),
+            settled=run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited,
         )
 
     def open_attempt(self, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
@@ -435,7 +456,8 @@ class Coordinator:
             if self.is_committed(name, upload.digest):
                 return
             await asyncio.to_thread(self._tally.take, frame, event)
-            log.info("round %d: update of %s is in", announcement.round, name)
+            log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
+            self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": upload.held_bytes})
             await self._tell(before)
 
     def _check_open(self, announcement: Announcement) -> None:
@@ -456,26 +478,26 @@ class Coordinator:
                 await self._apply(rounds.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
 
-    async def fetched(self, name: str) -> None:
-        """A client has the last record."""
+    async def fetched(self, name: str, confirmation: str) -> None:
+        """A client has the last record, and confirms it to the others."""
         async with self._lock:
-            if name not in self.run.fetched:
-                await self._apply(rounds.Fetched(name))
+            if self.run.confirmations.get(name) != confirmation:
+                await self._apply(rounds.Fetched(name, confirmation))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
         async with self._lock:
             if name in self.run.sessions and not self.ended:
                 await self._apply(rounds.Left(name))
-                log.info("%s left", name)
+                log.info("%(client)s left", {"client": name})
                 self._emit({"event": "left", "client": name})
 
     async def know(self, names: tuple[str, ...]) -> None:
         """Let these clients in from now on; whoever else is here has left."""
         async with self._lock:
-            if self.ended or names == self.run.known:
+            gone = sorted(self.run.sessions.keys() - set(names))  # also those of before a restart
+            if self.ended or (names == self.run.known and not gone):
                 return
-            gone = sorted(self.run.sessions.keys() - set(names))
             try:
                 await self._apply(rounds.Known(names))
             except DiskFullError:

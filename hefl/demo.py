@@ -7,6 +7,7 @@ updates that went into it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from hefl.keys import authority
 from hefl.plan import reduce_weights
 from hefl.processes import Children, Event, run_federation
 from hefl.trainer import GuardedTrainer
+
+log = logging.getLogger("hefl")
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 Progress = Callable[[str, int, int], None]
@@ -114,10 +117,12 @@ def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> T
     names, rounds = task.names, task.rounds
     keys = folder / "keys"
     authority.create(keys, names, ("127.0.0.1",))
+    page = [] if engine == "plaintext" else ["--page-port", "0"]
     common = ["--engine", engine, *(["--insecure-plaintext"] if engine == "plaintext" else [])]
     arguments = {
         name: [
             *common,
+            "--report-metrics",
             *("--data", f"{task.data}:{i + 1}/{task.clients}", "--partition", str(task.partition)),
             *("--seed", str(task.seed)),
             *("--save", str(folder / f"{name}.npz"), "--trace", str(folder / "trace" / name)),
@@ -127,8 +132,10 @@ def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> T
     said: dict[str, list[Event]] = {name: [] for name in ("server", *names)}
     progress(engine, 0, rounds)
     with Children(folder) as children:
-        for name, event in run_federation(children, keys, ["--rounds", str(rounds), *common], arguments):
+        for name, event in run_federation(children, keys, ["--rounds", str(rounds), *page, *common], arguments):
             said[name].append(event)
+            if event["event"] == "page":
+                log.info("watch it in a browser: %(url)s", event)
             if name == "server" and event["event"] == "round" and 0 < event["round"] <= rounds:
                 progress(engine, event["round"], rounds)
     models = {name: _load(folder / f"{name}.npz") for name in names}

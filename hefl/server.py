@@ -15,6 +15,7 @@ from hefl import protocol
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
+    ConflictError,
     DiskFullError,
     EngineError,
     HeflError,
@@ -35,7 +36,8 @@ from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.params import POLL_S
-from hefl.protocol import Held, Join, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Records, Welcome
+from hefl.rounds import Clock, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
 
@@ -107,12 +109,17 @@ class Server:
         self._stopped = asyncio.Event()
         self._transports: set[asyncio.Transport] = set()
         self._roll = Roll(folder)
+        self._reported = -1
         self._noticed: set[str] = set()  # whose certificate was looked at for its end
         self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
         """Make ``serve`` return soon, wherever the run is."""
         self._stopped.set()
+
+    def look(self) -> tuple[Run, Clock]:
+        """The run as it stands, and its clock."""
+        return self._coordinator.look()
 
     async def serve(self) -> None:
         """Listen until the run has ended or ``stop`` is called.
@@ -131,6 +138,7 @@ class Server:
                 web.post(r"/v1/rounds/{round:\d+}/{attempt:\d+}/enough", self._enough),
                 web.get(r"/v1/rounds/{round:\d+}/aggregate", self._aggregate),
                 web.get("/v1/records", self._records),
+                web.post("/v1/metrics", self._metrics),
                 web.post("/v1/fetched", self._fetched),
                 web.post("/v1/leave", self._leave),
             ]
@@ -183,14 +191,16 @@ class Server:
             self._identify(request)
             return await handler(request)
         except HeflError as error:
-            return _refuse(request, error)
+            return self._refuse(request, error)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except web.HTTPException as error:
-            return _refuse(request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status)
+            return self._refuse(
+                request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status
+            )
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
-            return _refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
+            return self._refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
 
     def _identify(self, request: web.Request) -> None:
         """Find out who asks, as the certificate says, and keep the name in the request.
@@ -250,6 +260,23 @@ class Server:
         self._coordinator.heard_of(name, nonce)
         return name, nonce
 
+    def _refuse(self, request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
+        who, status = request.get(CLIENT), status or error.http_status
+        fields = {"client": who, "reason": type(error).__name__, "status": status}
+        log.warning(
+            "refused %(method)s %(path)s of %(who)s: %(why)s",
+            {
+                "method": request.method,
+                "path": request.path,
+                "who": who or "an unknown client",
+                "why": error,
+                **fields,
+            },
+        )
+        self._emit({"event": "refused", **fields})
+        body = msgspec.json.encode(protocol.refusal_of(error))
+        return web.Response(body=body, status=status, content_type="application/json")
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
@@ -303,7 +330,7 @@ class Server:
             self._identify(request)
             self._check_upload(request)
         except HeflError as error:
-            return _refuse(request, error)
+            return self._refuse(request, error)
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the answer itself has not begun
         return None
@@ -369,7 +396,10 @@ class Server:
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)
-        path = self._coordinator.aggregate(protocol.whole_number(request.match_info["round"], "round"))
+        number = protocol.whole_number(request.match_info["round"], "round")
+        path = self._coordinator.aggregate(number)
+        size_bytes = path.stat().st_size
+        self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
         return web.FileResponse(path, chunk_size=1 << 20)
 
     async def _records(self, request: web.Request) -> web.Response:
@@ -378,9 +408,22 @@ class Server:
         records = await asyncio.to_thread(self._coordinator.records, after)
         return _json(Records(records=tuple(records)))
 
+    async def _metrics(self, request: web.Request) -> web.Response:
+        """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
+        name, _ = self._joined(request)
+        report = protocol.decode(await request.read(), MetricsReport)
+        model = self._coordinator.run.model
+        if model is None or report.round > model.announcement.round:
+            raise ConflictError(f"there is no model {report.round} yet to have metrics of")
+        if report.round > self._reported:
+            self._reported = report.round
+            self._emit({"event": "metrics", "round": report.round, "client": name, "metrics": report.metrics})
+        return web.Response()
+
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        await self._coordinator.fetched(name)
+        confirmation = protocol.decode(await request.read(), Confirmation)
+        await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
     async def _leave(self, request: web.Request) -> web.Response:
@@ -405,11 +448,3 @@ async def _read_on(request: web.Request) -> None:
 
 def _json(value: msgspec.Struct) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), content_type="application/json")
-
-
-def _refuse(request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
-    log.warning(
-        "refused %s %s of %s: %s", request.method, request.path, request.get(CLIENT, "an unknown client"), error
-    )
-    body = msgspec.json.encode(protocol.refusal_of(error))
-    return web.Response(body=body, status=status or error.http_status, content_type="application/json")

@@ -17,7 +17,7 @@ from helpers import redigested
 
 from hefl import protocol
 from hefl.clientstate import read_model
-from hefl.errors import ConflictError, StateError
+from hefl.errors import StateError, TamperError
 from hefl.history import Record, genesis
 from hefl.keys import party
 
@@ -335,7 +335,7 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
     data = bytearray(aggregate.read_bytes())
     data[2000] ^= 1
     aggregate.write_bytes(redigested(data))
-    with pytest.raises(ConflictError, match="not the one that its record describes"):
+    with pytest.raises(TamperError, match="not the one that its record describes"):
         read_model(tmp_path / "alice", secret, 2)
 
 
