@@ -10,8 +10,10 @@ import click
 from hefl.cli.logs import log_option
 from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
+    from hefl.client import OnTamper
     from hefl.engine import Weighting
     from hefl.learner import RoundReport
     from hefl.trainer import Trainer
@@ -65,6 +67,21 @@ if TYPE_CHECKING:
     help="Seconds to try again where nobody answers.",
 )
 @click.option(
+    "--min-participants",
+    type=click.IntRange(2),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Take part, and believe a sum, only where so many clients are in it.",
+)
+@click.option(
+    "--on-tamper",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="What to do about a sum that fails a check: end with exit code 4, or keep the last model and go on.",
+)
+@click.option(
     "--report-metrics",
     is_flag=True,
     help="Tell the server the averaged metrics of each model, to three digits, for its page.",
@@ -95,6 +112,8 @@ def client(
     precision: int,
     weighting: Weighting,
     connect_timeout: float,
+    min_participants: int,
+    on_tamper: OnTamper,
     report_metrics: bool,
     passphrase_file: Path | None,
     trace: Path | None,
@@ -129,7 +148,7 @@ def client(
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = private_folder(state or folder / "state")
-    with locked(place, "client"):
+    with locked(place, "client"), progress_bars(as_json=as_json) as show:
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),
@@ -142,6 +161,11 @@ def client(
             patience=patience,
             trace=trace and private_folder(trace),
         )
+
+        def tell(report: RoundReport) -> None:
+            (_print_round_json if as_json else _print_round)(report)
+            show("rounds", report.round, report.rounds)
+
         party = Client(
             keys,
             learner,
@@ -149,10 +173,15 @@ def client(
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
+            min_participants=min_participants,
+            on_tamper=on_tamper,
             report_metrics=report_metrics,
-            on_round=_print_round_json if as_json else _print_round,
+            on_round=tell,
         )
         run(party.run())
+        if as_json:
+            told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
+            print_json({"event": "confirmed", **told})
         if save:
             learner.save(save)
             if as_json:

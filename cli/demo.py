@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import engine_option, json_option, partition_option, print_json
+from hefl.cli.progress import progress_bars
 from hefl.params import DATA_SETS
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def demo(
     task = Task(data, clients, Partition.parse(partition), rounds, seed)
     shares = share_data(task)
     out.mkdir(parents=True, exist_ok=True)
-    with _progress(rounds) as progress:
+    with _progress(as_json=as_json) as progress:
         trainings = {}
         for which in (engine, "plaintext"):
             with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
@@ -107,26 +108,15 @@ def _print(report: Report) -> None:
 
 
 @contextmanager
-def _progress(rounds: int) -> Iterator[Progress]:
+def _progress(*, as_json: bool) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere a line now and then."""
-    if not sys.stderr.isatty():
-
-        def line(engine: str, done: int, total: int) -> None:
-            if done % 5 == 0 or done == total:
-                click.echo(f"hefl: {engine}: {done} of {total} rounds", err=True)
-
-        yield line
+    if sys.stderr.isatty():
+        with progress_bars(as_json=as_json) as show:
+            yield show
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+    def line(what: str, done: int, total: int) -> None:
+        if done % 5 == 0 or done == total:
+            click.echo(f"hefl: {what}: {done} of {total} rounds", err=True)
 
-        def bar(engine: str, done: int, total: int) -> None:
-            if engine not in tasks:
-                tasks[engine] = bars.add_task(engine, total=total)
-            bars.update(tasks[engine], completed=done)
-
-        yield bar
+    yield line

@@ -24,6 +24,10 @@ COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "status", "export", 
 INTERRUPTED = 130
 
 
+class Interrupted(Exception):  # noqa: N818 - no error: a person's wish
+    """A signal stopped the command; click would answer KeyboardInterrupt with an empty line."""
+
+
 class Commands(click.Group):
     """Loads a command's module when it is asked for."""
 
@@ -41,6 +45,13 @@ class Commands(click.Group):
                 f"there is no command {args[0]!r}", hint=f"did you mean 'hefl {meant}'?" if meant else None
             )
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
@@ -97,9 +108,7 @@ def main() -> NoReturn:
     code = 0
     try:
         cli(prog_name="hefl", standalone_mode=False)
-    except click.exceptions.Abort:
-        code = INTERRUPTED
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt, click.exceptions.Abort):
         say("interrupted")
         code = INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:

@@ -13,6 +13,7 @@ import click
 from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -108,6 +109,7 @@ def serve(
     place = private_folder(state or folder / "state")
     with (
         locked(place, "server"),
+        progress_bars(as_json=as_json) as show,
         closing(
             Journal(
                 place,
@@ -123,14 +125,16 @@ def serve(
             hint = "more --rounds go on with it; a new run takes a new folder, see --state"
             log.info("the run in %s has ended already", place, extra={"hint": hint})
             return
-        show = print_json if as_json else _print_url
+        say = print_json if as_json else _print_url
 
         def tell(event: Mapping[str, Any]) -> None:
-            show(event)
+            say(event)
+            if event["event"] == "round":
+                show("rounds", event["round"], rounds)
             if page:
                 page.see(event)
                 if event["event"] == "listening":
-                    show({"event": "page", "url": page.url})
+                    say({"event": "page", "url": page.url})
 
         server = Server(
             keys,

@@ -61,8 +61,12 @@ def read_settings(path: Path, commands: Iterable[str], command_of: Lookup) -> Se
         ) from error
     settings: Settings = {}
     for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{path}: {name!r} stands in no table", hint="put it below the name of its command, such as [serve]"
+            )
         command = command_of(name)
-        if command is None or not isinstance(table, dict):
+        if command is None:
             raise UsageError(
                 f"{path}: {name!r} is not the table of a command",
                 hint=_nearest(name, commands, "[{}]") or f"tables are [{'], ['.join(commands)}]",

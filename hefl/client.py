@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast, get_args
+from typing import Literal, ParamSpec, TypeVar, cast, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from hefl import protocol
+from hefl.chain import Chain
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
@@ -29,11 +30,12 @@ from hefl.errors import (
     UnreachableError,
 )
 from hefl.files import replacing, storing
-from hefl.history import Announcement, Record
+from hefl.history import Announcement, Record, confirmation
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner, OnRound, tell
-from hefl.protocol import Join, MetricsReport, View, Welcome
+from hefl.params import MIN_CLIENTS
+from hefl.protocol import Confirmation, Join, MetricsReport, Records, View, Welcome
 from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
 
@@ -41,6 +43,8 @@ log = logging.getLogger("hefl")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+OnTamper = Literal["stop", "skip"]
 
 
 class Client:
@@ -53,9 +57,16 @@ class Client:
         url: The server's; default: the folder's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
+        min_participants: Take part only where so many do, and accept only sums of so many; at least 2.
+        on_tamper: What to do about a sum that does not pass its checks: stop, or skip it and keep the last model. A
+            history that does not hold always stops.
         report_metrics: Tell the server the averaged metrics of each model, for its page.
         on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
             the run with a TrainerError.
+
+    Attributes:
+        confirmed, unconfirmed: Other clients of the last round for which the run has ended in the same model; and
+            those of whom that is not known.
 
     Raises:
         UsageError: As Connection.
@@ -71,6 +82,8 @@ class Client:
         url: str | None = None,
         connect_timeout_s: float = 30.0,
         insecure_http: bool = False,
+        min_participants: int = MIN_CLIENTS,
+        on_tamper: OnTamper = "stop",
         report_metrics: bool = False,
         on_round: OnRound = lambda report: None,
     ) -> None:
@@ -85,8 +98,12 @@ class Client:
         self._folder = folder
         self._learner = learner
         self._state = state
+        self._min_participants = max(min_participants, MIN_CLIENTS)
+        self._on_tamper = on_tamper
         self._report_metrics = report_metrics
         self._on_round = on_round
+        self.confirmed: tuple[str, ...] = ()
+        self.unconfirmed: tuple[str, ...] = ()
         self._welcome: Welcome | None = None
         self._view: View | None = None
         self._news = asyncio.Event()
@@ -140,6 +157,7 @@ class Client:
                 "joined %(url)s as %(client)s with %(num_examples)d examples",
                 {"url": self._connection.url, "client": self._folder.name, "num_examples": learner.num_examples},
             )
+        self._begin(welcome.run)
         self._welcome = welcome
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
@@ -178,14 +196,80 @@ class Client:
         while True:
             view = await self._next_view(poll, version)
             version = view.version
+            await self._follow(view)
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._say_fetched()
+                await self._confirm(view, poll)
                 self._say_how_it_ended(view)
                 return
             announcement = view.announcement
             if announcement and self._is_asked(announcement) and not view.committed:
                 await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
+
+    @property
+    def _chain(self) -> Chain:
+        if self._state.chain is None:
+            raise StateError("a run without a history")
+        return self._state.chain
+
+    def _begin(self, run: str) -> None:
+        """Follow the run that the server runs: the one that this client was in, or another where that has ended.
+
+        Raises:
+            TamperError: It was in another, which has not ended.
+        """
+        chain, identity = self._state.chain, self._folder.secret.identity
+        if chain and chain.run != run and not chain.ended and chain.round >= 0:
+            raise TamperError(
+                f"the server is in another run than this client, whose run is at round {chain.round} and has not ended",
+                hint="where whoever runs the server began anew on purpose, name another folder with --state",
+                check="run",
+            )
+        if chain is None or chain.run != run:
+            self._state.follow(Chain.begin(identity, run))
+
+    async def _follow(self, view: View) -> None:
+        """Check that what the server shows continues what this client has seen, record by record.
+
+        Raises:
+            TamperError: It does not; nothing has been sent or decrypted for it.
+        """
+        shown = sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round)
+        newest, chain = shown[-1] if shown else None, self._chain
+        while newest and chain.round < newest.announcement.round:
+            for record in await self._records_after(chain.round, newest):
+                chain = chain.extended(record, self._folder.name)
+                if chain.round == newest.announcement.round:
+                    break
+        chain.check_shown(newest)
+        for record in shown:
+            self._check_place(record, closing=record is view.closing)
+        if newest and newest is view.closing and view.model and newest.announcement.head != view.model.head:
+            raise TamperError("the closing metrics are not of the model that is shown with them", check="history")
+        if chain.joined is None:
+            chain = msgspec.structs.replace(chain, joined=chain.round + 1)
+        if view.announcement:
+            chain.check_announcement(view.announcement)
+        self._state.follow(chain)
+
+    async def _records_after(self, number: int, newest: Record) -> tuple[Record, ...]:
+        """The records that follow round ``number``, up to the newest at most."""
+        if newest.announcement.round == number + 1:
+            return (newest,)
+        query = f"?after={number}" if number >= 0 else ""
+        records = protocol.decode(await self._connection.call("GET", f"/v1/records{query}"), Records).records
+        if not records:
+            raise TamperError(
+                f"the server shows round {newest.announcement.round}, and no record of round {number + 1}",
+                check="history",
+            )
+        return records
+
+    def _check_place(self, record: Record, *, closing: bool) -> None:
+        """Refuse a record that is genuine, and of another kind than it is shown as."""
+        exchange = record.announcement.exchange
+        if (exchange == "closing") != closing:
+            raise TamperError(f"the server shows a record of exchange {exchange!r} in another's place", check="history")
 
     def _say_how_it_ended(self, view: View) -> None:
         """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
@@ -198,22 +282,34 @@ class Client:
             log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
             log.warning("hint: the model is that of round %d; ask who runs the server why", last)
 
-    async def _say_fetched(self) -> None:
-        """Let the server go; one that has gone knew it already."""
+    async def _confirm(self, view: View, poll: asyncio.Task[None]) -> None:
+        """Tell the other clients in which head the run has ended, and hear whether it is the same for them."""
+        secret, head, me = self._folder.secret, self._chain.head, self._folder.name
+        self._state.follow(msgspec.structs.replace(self._chain, ended=True))
+        newest = view.closing or view.model
+        others = {m.name for m in newest.members if m.name != me} if newest else set()
+        expected = {name: confirmation(secret, head, name) for name in sorted(others)}
+        own = Confirmation(mac=confirmation(secret, head, me))
         try:
-            await self._connection.call("POST", "/v1/fetched")
+            await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
+            while not (expected.items() <= view.confirmations.items() or view.settled):
+                view = await self._next_view(poll, view.version)
         except (UnreachableError, StaleError) as error:
             log.info("the run is over, and this client has its model; %s", error)
+        self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
+        self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
+        if self.unconfirmed:
+            log.warning("the model is not confirmed by %s", ", ".join(self.unconfirmed))
+            log.warning("hint: ask them whether their last round is this one; the server may have shown them another")
+        elif self.confirmed:
+            log.info("the model is confirmed by %s", ", ".join(self.confirmed))
 
     def _is_asked(self, announcement: Announcement) -> bool:
         """Whether this client is to answer: it takes part, and has not answered yet.
 
         Raises:
-            ConflictError: It is of another run.
-            TamperError: It bears a sample weight that this client never told.
+            TamperError: It bears a sample weight that this client never told, or too few take part.
         """
-        if self._welcome and announcement.run != self._welcome.run:
-            raise ConflictError("the server announces a round of another run than the one that this client joined")
         if (announcement.round, announcement.attempt) <= self._done:
             return False
         mine = next((p for p in announcement.participants if p.name == self._folder.name), None)
@@ -225,13 +321,22 @@ class Client:
                 hint="a false weight could make the mean almost one client's own; do not go on with this server",
                 check="own-weight",
             )
+        count, least = len(announcement.participants), self._min_participants
+        if announcement.exchange != "initial" and count < least:
+            raise TamperError(
+                f"round {announcement.round} is announced to {count} clients, and this one takes part with {least} "
+                "at least: a sum of few shows much of each",
+                hint=f"start the server with --min-clients {least}, or this client with another --min-participants",
+                check="enough-participants",
+            )
         return True
 
     async def _answer(self, announcement: Announcement) -> None:
         """Do what is asked, and upload it; an attempt that is over by then was missed."""
         path = self._state.update
         try:
-            size = await _work(self._write_update, path, announcement)
+            size, seed = await _work(self._write_update, path, announcement)
+            self._state.follow(self._chain.answering(announcement, seed))
             with self._learner.timings.phase("upload"):
                 await self._upload(path, size, announcement)
             self._bytes_up = size
@@ -243,17 +348,18 @@ class Client:
 
     async def _decline(self, announcement: Announcement) -> None:
         """Say that this client has had enough: it does not train any more."""
+        self._state.follow(self._chain.answering(announcement))
         try:
             await self._connection.call("POST", f"/v1/rounds/{announcement.round}/{announcement.attempt}/enough")
         except StaleError:
             return  # another attempt is open, or the closing exchange
         self._done = (announcement.round, announcement.attempt)
 
-    def _write_update(self, path: Path, announcement: Announcement) -> int:
-        """Spool the update; returns its size in bytes."""
+    def _write_update(self, path: Path, announcement: Announcement) -> tuple[int, bytes]:
+        """Spool the update; returns its size in bytes, and its seed."""
         with storing("the update"), replacing(path) as file:
-            self._learner.write_update(file, announcement)
-            return file.tell()
+            seed = self._learner.write_update(file, announcement)
+            return file.tell(), seed
 
     async def _upload(self, path: Path, size: int, announcement: Announcement) -> None:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
@@ -270,7 +376,6 @@ class Client:
         for record in sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round):
             if record.announcement.round <= self._taken:
                 continue
-            self._check_record(record, closing=record is view.closing)
             path = self._state.aggregate
             limit = max_aggregate_bytes(self._learner.engine, record.announcement)
             try:
@@ -300,19 +405,17 @@ class Client:
         """Take the aggregate that has come, and keep it where it makes a new model."""
         learner, path = self._learner, self._state.aggregate
         before = learner.model and learner.model.arrays
-        metrics = learner.accept(path, record)
+        try:
+            metrics = learner.accept(path, record, self._min_participants)
+        except ProtocolError as error:
+            if self._on_tamper == "stop":
+                raise
+            log.error("round %d did not pass the check %r", record.announcement.round, error.check)
+            metrics = learner.pass_over(record.announcement, error)
         if learner.model and learner.model.arrays is not before:
             self._state.keep(record, learner.layout, self._folder.secret)
         path.unlink(missing_ok=True)
         return metrics
-
-    def _check_record(self, record: Record, *, closing: bool) -> None:
-        """Refuse a record that is genuine, and of another run or of another kind than it is shown as."""
-        announcement = record.announcement
-        if self._welcome and announcement.run != self._welcome.run:
-            raise ConflictError("the server shows a record of another run than the one that this client joined")
-        if (announcement.exchange == "closing") != closing:
-            raise ConflictError(f"the server shows a record of exchange {announcement.exchange!r} in another's place")
 
     async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from hefl import protocol
+from hefl.chain import Chain
 from hefl.ckks.context import SecretContext
 from hefl.engine import load_engine
 from hefl.errors import StateError
@@ -26,6 +27,7 @@ TOLD = 16
 class _Session(Value, frozen=True, kw_only=True):
     join_nonce: Hex16
     told: tuple[NumExamples, ...] = ()
+    chain: Chain | None = None
 
 
 class ClientState:
@@ -66,6 +68,16 @@ class ClientState:
         others = tuple(number for number in self._session.told if number != num_examples)
         if self._session.told[-1:] != (num_examples,):
             self._write(msgspec.structs.replace(self._session, told=(*others[1 - TOLD :], num_examples)))
+
+    @property
+    def chain(self) -> Chain | None:
+        """What this client has seen of a run; None where it has joined none."""
+        return self._session.chain
+
+    def follow(self, chain: Chain) -> None:
+        """Note durably what was seen. Raises StateError where it cannot be stored."""
+        if chain != self._session.chain:
+            self._write(msgspec.structs.replace(self._session, chain=chain))
 
     def keep(self, record: Record, layout: Layout, secret: SecretContext) -> None:
         """Keep the aggregate that has come and made a new model, with what it takes to read it again; drop older ones.

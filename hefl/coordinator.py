@@ -34,9 +34,7 @@ from hefl.params import KEEP_AGGREGATES, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
 from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
-from hefl.timings import Timings
-from hefl.updates import Summation
-from hefl.wire import Frame
+from hefl.tally import Tally
 
 log = logging.getLogger("hefl")
 
@@ -82,7 +80,6 @@ class Coordinator:
     ) -> None:
         self.engine = engine
         self.spool = spool
-        self._public = public
         self._settings = settings
         self._journal = journal
         self._emit = emit
@@ -93,8 +90,7 @@ class Coordinator:
         # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
         self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
         self._unheard = set(self.run.sessions)
-        self._summation: Summation | None = None
-        self._timings = Timings()
+        self._tally = Tally(public, engine, journal, spool, settings.keep)
         self._remarked: str | None = None
         self._full = False
 
@@ -121,8 +117,7 @@ class Coordinator:
             StateError: A file that it names is missing or damaged.
         """
         run, announcement = self.run, self.run.announcement
-        needed = [record.digest for record in (run.model, run.closing) if record]
-        await asyncio.to_thread(self.spool.check, run.committed.values(), needed, self._kept())
+        await asyncio.to_thread(self._tally.check_files)
         if self._journal.resumed:
             log.info("resumed run %s %s", run.run[:8], describe(run))
         async with self._lock:
@@ -131,10 +126,10 @@ class Coordinator:
                 elapsed_s = max(0.0, time.time() - self._journal.now.announced_at)
                 self._phase_since = time.monotonic() - elapsed_s
                 late = run.phase is Phase.COLLECTING and elapsed_s >= announcement.deadline_s
-                if late and run.committed.keys() != set(announcement.names):
+                if late and set(announcement.names) - run.committed.keys() - run.enough:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
-                    await asyncio.to_thread(self._folded)
+                    await asyncio.to_thread(self._tally.fold)
             if self._settings.rounds > run.rounds:
                 log.info("the run goes on from %d to %d rounds", run.rounds, self._settings.rounds)
                 await self._apply(rounds.Extended(self._settings.rounds))
@@ -241,7 +236,6 @@ class Coordinator:
             terms=self.engine.terms,
             deadline_s=self._settings.round_timeout_s,
         )
-        self._summation = await asyncio.to_thread(Summation, self._public, self.engine, announcement)
         await self._apply(rounds.Announced(announcement))
         what = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
         remark = self.engine.remark(announcement.as_attempt())
@@ -273,32 +267,31 @@ class Coordinator:
         await self._apply(rounds.Abandoned(culprits))
         log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
         self._emit({"event": "abandoned", "round": number, "reason": reason})
-        self._summation = None
-        await asyncio.to_thread(self.spool.end_attempt)
+        await asyncio.to_thread(self._tally.end_attempt)
 
     async def _stop_training(self) -> None:
         await self._apply(rounds.Stopped())
         last, planned = self.run.next_round - 1, self.run.last_training
         log.info("stopped after round %d of %d: the clients had enough", last, planned)
         self._emit({"event": "stopped", "round": last, "rounds": planned})
-        self._summation = None
-        await asyncio.to_thread(self.spool.end_attempt)
+        await asyncio.to_thread(self._tally.end_attempt)
 
     async def _publish(self) -> None:
         """Write the closed attempt's aggregate."""
-        announcement, committed = self._attempt(), self.run.committed
-        bytes_up = sum(self.spool.update(digest).stat().st_size for digest in committed.values())
+        announcement = self.run.announcement
+        if announcement is None:
+            raise StateError("an attempt was closed, and none is open")
+        bytes_up = self._tally.bytes_up()
         try:
-            record = await asyncio.to_thread(self._write_aggregate)
+            record = await asyncio.to_thread(self._tally.write_aggregate)
         except DiskFullError:
             raise  # the attempt is closed, and its sum waits for room
         except HeflError as error:
             await self._abandon(str(error), frozenset())
             return
         await self._apply(rounds.Published(record))
-        self._summation = None
-        await asyncio.to_thread(self._tidy)
-        names, seconds = [m.name for m in record.members], self._timings.take()
+        await asyncio.to_thread(self._tally.end_attempt)
+        names, seconds = [m.name for m in record.members], self._tally.timings.take()
         log.info(
             "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
             {
@@ -319,36 +312,6 @@ class Coordinator:
                 "seconds": seconds,
             }
         )
-
-    def _attempt(self) -> Announcement:
-        if self.run.announcement is None:
-            raise StateError("no attempt is open")
-        return self.run.announcement
-
-    def _folded(self) -> Summation:
-        """The open attempt's sum; after a restart, or where it was given up, made again from the committed files."""
-        if self._summation is None:
-            summation = Summation(self._public, self.engine, self._attempt())
-            with self._timings.phase("aggregate"):
-                for name, digest in self.run.committed.items():
-                    summation.add(summation.open(self.spool.update(digest), name), name)
-            self._summation = summation
-        return self._summation
-
-    def _write_aggregate(self) -> Record:
-        summation, self._summation = self._folded(), None  # one that was cut short is not to be used again
-        with self._timings.phase("aggregate"):
-            return self.spool.write_aggregate(summation)
-
-    def _kept(self) -> set[str]:
-        """Digests of the aggregates that stay: the last ones, and those that a client who joins now needs."""
-        records = self._journal.last_records(self._settings.keep)
-        return {record.digest for record in (*records, self.run.model, self.run.closing) if record}
-
-    def _tidy(self) -> None:
-        """Remove what the end of a round makes useless."""
-        self.spool.end_attempt()
-        self.spool.keep_aggregates(self._kept())
 
     # --- what clients bring -------------------------------------------------------------------------------------------
 
@@ -426,6 +389,8 @@ class Coordinator:
             committed=name in run.committed,
             model=run.model,
             closing=run.closing,
+            confirmations=dict(run.confirmations),
+            settled=run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited,
         )
 
     def open_attempt(self, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
@@ -446,6 +411,18 @@ class Coordinator:
         if not any(p.name == name and p.join_nonce == join_nonce for p in announcement.participants):
             raise ConflictError(f"{name} takes no part in this attempt")
         return announcement
+
+    def was_taken(self, name: str, round_num: int, attempt: int) -> bool:
+        """Whether a client's update is in the sum of an attempt that was published last.
+
+        Its answer may have been lost, and the attempt is over when the client asks.
+        """
+        records = [record for record in (self.run.model, self.run.closing) if record]
+        return any(
+            (record.announcement.round, record.announcement.attempt) == (round_num, attempt)
+            and any(member.name == name for member in record.members)
+            for record in records
+        )
 
     def is_committed(self, name: str, digest: str) -> bool:
         """Whether this update of a client's is in the open attempt's sum.
@@ -469,7 +446,7 @@ class Coordinator:
         """
         async with self._lock:
             self._check_open(announcement)
-            summation = await asyncio.to_thread(self._folded)
+            summation = await asyncio.to_thread(self._tally.fold)
         frame = await asyncio.to_thread(summation.open, upload.path, name)
         if frame.digest.hex() != upload.digest:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
@@ -478,7 +455,7 @@ class Coordinator:
             event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run.phase
             if self.is_committed(name, upload.digest):
                 return
-            await asyncio.to_thread(self._take, frame, event)
+            await asyncio.to_thread(self._tally.take, frame, event)
             log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
             self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": upload.held_bytes})
             await self._tell(before)
@@ -486,20 +463,6 @@ class Coordinator:
     def _check_open(self, announcement: Announcement) -> None:
         if self.run.phase is not Phase.COLLECTING or self.run.announcement != announcement:
             raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
-
-    def _take(self, frame: Frame, event: rounds.Committed) -> None:
-        """Fold an update in and commit it: in this order, for one that does not parse must not be committed."""
-        summation = self._folded()
-        try:
-            with self._timings.phase("aggregate"):
-                summation.add(frame, event.name)
-            with self.spool.keeping(event.name):
-                self._journal.append(event)
-        except MalformedError:
-            raise  # nothing of it was added
-        except BaseException:
-            self._summation = None  # it may hold what is not committed
-            raise
 
     async def enough(self, name: str, announcement: Announcement) -> None:
         """A participant will not train any more.
@@ -515,11 +478,11 @@ class Coordinator:
                 await self._apply(rounds.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
 
-    async def fetched(self, name: str) -> None:
-        """A client has the last record."""
+    async def fetched(self, name: str, confirmation: str) -> None:
+        """A client has the last record, and confirms it to the others."""
         async with self._lock:
-            if name not in self.run.fetched:
-                await self._apply(rounds.Fetched(name))
+            if self.run.confirmations.get(name) != confirmation:
+                await self._apply(rounds.Fetched(name, confirmation))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
@@ -532,10 +495,13 @@ class Coordinator:
     async def know(self, names: tuple[str, ...]) -> None:
         """Let these clients in from now on; whoever else is here has left."""
         async with self._lock:
-            if self.ended or names == self.run.known:
+            gone = sorted(self.run.sessions.keys() - set(names))  # also those of before a restart
+            if self.ended or (names == self.run.known and not gone):
                 return
-            gone = sorted(self.run.sessions.keys() - set(names))
-            await self._apply(rounds.Known(names))
+            try:
+                await self._apply(rounds.Known(names))
+            except DiskFullError:
+                return  # the list is read again
         for name in gone:
             log.info("%s left: it is not on the server's list any more", name)
             self._emit({"event": "left", "client": name})
@@ -543,12 +509,10 @@ class Coordinator:
 
     def aggregate(self, round_num: int) -> Path:
         """Where a round's aggregate is. Raises StaleError where it is not kept."""
-        records = self._journal.records(round_num - 1, 1)
-        if records and records[0].announcement.round == round_num:
-            path = self.spool.aggregate(records[0].digest)
-            if path.is_file():
-                return path
-        raise StaleError(f"the aggregate of round {round_num} is not kept")
+        path = self._tally.aggregate(round_num)
+        if path is None:
+            raise StaleError(f"the aggregate of round {round_num} is not kept")
+        return path
 
     def records(self, after: int) -> list[Record]:
         """Records of the rounds after this one, in order, as many as one answer may have."""

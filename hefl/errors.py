@@ -200,8 +200,13 @@ TAMPER_CHECKS = (
     "own-weight",
     "record",
     "tag",
+    "run",
+    "head",
+    "history",
+    "attempt-rises",
+    "enough-participants",
 )
-"""What a client checks before it believes a sum; each refuses alone."""
+"""What a client checks before it answers an attempt, and before it believes a sum; each refuses alone."""
 
 
 class UploadError(ProtocolError):

@@ -10,12 +10,13 @@ They are JSON on the wire. What is hashed is their canonical form: fields sorted
 from __future__ import annotations
 
 import hashlib
+import hmac
 import itertools
 from typing import Annotated
 
 import msgspec
 
-from hefl.ckks.context import Identity
+from hefl.ckks.context import Identity, SecretContext
 from hefl.codec import Exchange
 from hefl.engine import Attempt, Member, Terms, Weighting
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
@@ -129,6 +130,11 @@ def genesis(identity: Identity, run: str) -> str:
     """head_0 of a run."""
     body = bytes.fromhex(identity.federation) + identity.generation.to_bytes(4, "big") + bytes.fromhex(run)
     return hashlib.sha256(b"hefl/v1/genesis" + body).hexdigest()
+
+
+def confirmation(secret: SecretContext, head: str, name: str) -> str:
+    """By which a client tells the others, through a server that cannot make one, in which head a run ended for it."""
+    return hmac.new(secret.derive("hefl/v1/confirm"), bytes.fromhex(head) + name.encode(), hashlib.sha256).hexdigest()
 
 
 def canonical(value: Value) -> bytes:

@@ -16,12 +16,12 @@ from hefl import wire
 from hefl.ckks.context import SecretContext
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
-from hefl.errors import LayoutError, StaleError, TamperError, TrainerError, UploadError
+from hefl.errors import LayoutError, ProtocolError, StaleError, TrainerError, UploadError
 from hefl.files import replacing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import read_model, write_model
-from hefl.params import CLIENT_WEIGHT_BITS
+from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
 from hefl.timings import Timings
 from hefl.trainer import GuardedTrainer, Trainer, blaming
@@ -149,7 +149,6 @@ class Learner:
         self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
-        self._sent: tuple[bytes, set[bytes]] = (b"", set())
 
     @property
     def announced_num_examples(self) -> int:
@@ -184,8 +183,8 @@ class Learner:
         """Length of the vector that this model makes for an exchange."""
         return self._codec.values(exchange)
 
-    def write_update(self, file: BinaryIO, announcement: Announcement) -> None:
-        """Do what an announcement asks for, and write the encrypted answer.
+    def write_update(self, file: BinaryIO, announcement: Announcement) -> bytes:
+        """Do what an announcement asks for, and write the encrypted answer; returns its seed.
 
         Raises:
             EngineError, LayoutError: The announcement's engine or number of values is not this client's.
@@ -196,10 +195,7 @@ class Learner:
         self._check(announcement)
         vector = self._vector(announcement)
         with self.timings.phase("encrypt"):
-            seal = write_update(file, vector, self._secret, self.engine, announcement, self.name)
-        if self._sent[0] != announcement.ctx:
-            self._sent = (announcement.ctx, set())
-        self._sent[1].add(seal.seed)
+            return write_update(file, vector, self._secret, self.engine, announcement, self.name).seed
 
     def _check(self, announcement: Announcement) -> None:
         check_terms(self.engine, announcement.terms, "the server")
@@ -209,14 +205,6 @@ class Learner:
                 f"the server announces {announcement.values} values, and this model makes {expected}",
                 hint="all clients train the same model, with the same engine and --precision as the server",
             )
-
-    def _check_own(self, record: Record) -> None:
-        """In a sum of an attempt that this client has encrypted for, its own update stands as it made it, or not."""
-        ctx, seeds = self._sent
-        if ctx != record.announcement.ctx:
-            return
-        if any(m.name == self.name and m.seed not in seeds for m in record.as_members()):
-            raise TamperError("the sum holds an update of this client's name that it did not make", check="own-seed")
 
     def _vector(self, announcement: Announcement) -> Vector:
         if announcement.exchange == "initial":
@@ -258,12 +246,17 @@ class Learner:
         self._trained = (model.round, arrays, metrics)
         return arrays, metrics
 
-    def accept(self, source: wire.Source, record: Record) -> Metrics:
+    def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
         Where the model that the round started from turns out to be the best so far, it is saved.
         The metrics are of the model that the round started from. Where a participant's upload made the sum useless,
-        the round counts and the model stays, for every client alike; then there are no metrics.
+        the round is passed over, by every client alike.
+
+        Args:
+            source: The aggregate's frame.
+            record: What it must be.
+            least: Updates that must be in it.
 
         Raises:
             ProtocolError, MismatchError: It is not what the record says, or does not decrypt, or is useless and there
@@ -271,27 +264,38 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
-        self._check_own(record)
-        before = self.model if self.model and self.model.round == announcement.round - 1 else None
+        before = self.model if self._starts_from_here(announcement) else None
         first = self.model is None
         try:
             with self.timings.phase("decrypt"):
-                metrics = self._accept(
-                    read_aggregate(source, self._secret, self.engine, announcement, record), announcement
-                )
+                total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
+                metrics = self._accept(total, announcement)
         except UploadError as error:
             if before is None:
                 raise
-            log.error("round %d changes nothing: %s", announcement.round, error.message)
-            self.model = replace(before, round=announcement.round)
-            if announcement.exchange == "training":
-                self.progress = self.progress.after(None)
-            return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
+            return self.pass_over(announcement, error)
         if first and self._initial_file:
             self._say_whether_used(self._initial_file, record)
         if announcement.exchange != "initial":
             self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
+
+    def pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
+        """Count a round that an error made useless, and keep the model; there are no metrics.
+
+        Raises:
+            ProtocolError: The error, where there is no model that could stay.
+        """
+        if self.model is None or not self._starts_from_here(announcement):
+            raise error
+        log.error("round %d changes nothing: %s", announcement.round, error.message)
+        self.model = replace(self.model, round=announcement.round)
+        if announcement.exchange == "training":
+            self.progress = self.progress.after(None)
+        return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
+
+    def _starts_from_here(self, announcement: Announcement) -> bool:
+        return self.model is not None and self.model.round == announcement.round - 1
 
     def _note_loss(self, metrics: Metrics, model: GlobalModel | None, *, closing: bool) -> None:
         """Take the progress from what everyone told, and keep the model that the loss is of, if it is the best."""

@@ -8,7 +8,7 @@
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
     GET  /v1/records?after=ROUND                -> Records, oldest first, some at a time; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
-    POST /v1/fetched                            the client has the last record
+    POST /v1/fetched                            Confirmation: the client has the last record
     POST /v1/leave                              the client goes
 
 Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx status; after a 503 it is worth trying
@@ -28,7 +28,7 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.codec import Exchange
 from hefl.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
-from hefl.history import Announcement, Hex16, Hex32, NumExamples, Record, RoundNum, Value
+from hefl.history import Announcement, Hex16, Hex32, Name, NumExamples, Record, RoundNum, Value
 from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
 
 HEADER_PROTOCOL = "Hefl-Protocol"
@@ -92,6 +92,8 @@ class View(Value, frozen=True, kw_only=True):
         announcement: Of the open attempt.
         committed: This client's update is in.
         model, closing: The last records that carry a model, and the closing metrics.
+        confirmations: Of those who have the last record, by name; see history.confirmation.
+        settled: Nobody who is here will confirm any more.
     """
 
     version: int
@@ -100,6 +102,14 @@ class View(Value, frozen=True, kw_only=True):
     committed: bool
     model: Record | None
     closing: Record | None
+    confirmations: dict[Name, Hex32] = {}  # noqa: RUF012 - msgspec copies it
+    settled: bool = False
+
+
+class Confirmation(Value, frozen=True, kw_only=True):
+    """What a client says of a run's end to the other clients."""
+
+    mac: Hex32
 
 
 class Held(Value, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ class Phase(Enum):
     SUMMING = "summing"
     """The attempt is closed: its aggregate is being made."""
     DRAINING = "draining"
-    """The last round is over: waiting until everyone has fetched its record."""
+    """The last round is over: waiting until everyone has fetched its record, and gone."""
     ENDED = "ended"
 
 
@@ -109,9 +109,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A client has the last record."""
+    """A client has the last record, and confirms for the others which one that is."""
 
     name: str
+    confirmation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class Run:
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
         closings: Closing rounds that came before further trainings; each has a number of its own.
-        fetched: Who has the last record.
+        confirmations: What those who have the last record confirm, by name.
     """
 
     run: str
@@ -234,7 +235,7 @@ class Run:
     model: Record | None = None
     closing: Record | None = None
     closings: int = 0
-    fetched: frozenset[str] = frozenset()
+    confirmations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exchange(self) -> Exchange:
@@ -258,7 +259,7 @@ class Run:
     def awaited(self) -> tuple[str, ...]:
         """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
         if self.phase in (Phase.DRAINING, Phase.ENDED):
-            return tuple(sorted(self.sessions.keys() - self.fetched))
+            return tuple(sorted(self.sessions.keys() - self.confirmations.keys()))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
         answered = self.committed.keys() | self.enough
@@ -311,13 +312,13 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
         case Known(names):
             return replace(run, known=names, sessions={n: s for n, s in run.sessions.items() if n in names})
-        case Fetched(name):
-            return replace(run, fetched=run.fetched | {name})
+        case Fetched(name, confirmation):
+            return replace(run, confirmations={**run.confirmations, name: confirmation})
         case Extended(rounds):
             over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
             sessions = {} if over else run.sessions
             closings = run.closings + run.closed
-            return replace(run, rounds=rounds, stopped=False, closings=closings, fetched=frozenset(), sessions=sessions)
+            return replace(run, rounds=rounds, stopped=False, closings=closings, confirmations={}, sessions=sessions)
         case Closed() | Finished() | Ended():
             return run
         case Committed():
@@ -434,8 +435,8 @@ def decide(run: Run, clock: Clock) -> Decision | None:
             return _collect(run, clock)
         case Phase.DRAINING:
             present = {name for name in run.sessions if name not in clock.silent}
-            if present <= run.fetched or clock.phase_s >= clock.round_timeout_s:
-                return End()
+            if not present or clock.phase_s >= clock.round_timeout_s:
+                return End()  # a client goes when it has the others' confirmations
     return None
 
 

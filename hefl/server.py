@@ -36,7 +36,7 @@ from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.params import POLL_S
-from hefl.protocol import Held, Join, MetricsReport, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Records, Welcome
 from hefl.rounds import Clock, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
@@ -292,8 +292,7 @@ class Server:
     def _open_attempt(self, request: web.Request) -> Announcement:
         """The open attempt, if a request means it. Raises as Coordinator.open_attempt."""
         name, nonce = self._joined(request)
-        number, attempt = (protocol.whole_number(request.match_info[k], k) for k in ("round", "attempt"))
-        return self._coordinator.open_attempt(name, nonce, number, attempt)
+        return self._coordinator.open_attempt(name, nonce, *_attempt_of(request))
 
     def _announced_upload(self, request: web.Request) -> tuple[Announcement, str]:
         """The open attempt that an upload is for, and the upload's digest.
@@ -337,8 +336,10 @@ class Server:
         return None
 
     async def _held(self, request: web.Request) -> web.Response:
+        name = self._joined(request)[0]
+        if self._coordinator.was_taken(name, *_attempt_of(request)):
+            return _json(Held(bytes=0, committed=True))
         _, digest = self._announced_upload(request)
-        name = request[CLIENT]
         committed = self._coordinator.is_committed(name, digest)
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
@@ -421,13 +422,22 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        await self._coordinator.fetched(name)
+        confirmation = protocol.decode(await request.read(), Confirmation)
+        await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
     async def _leave(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
         await self._coordinator.leave(name)
         return web.Response()
+
+
+def _attempt_of(request: web.Request) -> tuple[int, int]:
+    """Round and attempt, as the path has them. Raises MalformedError."""
+    return (
+        protocol.whole_number(request.match_info["round"], "round"),
+        protocol.whole_number(request.match_info["attempt"], "attempt"),
+    )
 
 
 async def _read_on(request: web.Request) -> None:

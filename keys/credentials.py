@@ -202,10 +202,6 @@ def parse_key(path: Path, data: bytes) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(data, None)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key_to_pem(key) != data:
             raise ValueError("not as hefl writes it")
-        # A key's file also bears its public half, which need not be that of the number beside it.
-        again = ec.derive_private_key(key.private_numbers().private_value, key.curve)
-        if again.public_key() != key.public_key():
-            raise ValueError("its halves do not belong together")
     except UNREADABLE as error:
         raise CertificateError(f"{path} does not parse as a private key", hint=AGAIN) from error
     return key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,8 +15,8 @@ from trainers import Drift
 from hefl.client import Client
 from hefl.clientstate import ClientState
 from hefl.engine import load_engine
-from hefl.errors import ConflictError, TamperError, TrainerError
-from hefl.history import Announcement, Participant
+from hefl.errors import TamperError, TrainerError
+from hefl.history import Announcement, Participant, Record
 from hefl.keys import authority, party
 from hefl.learner import Learner, RoundReport
 from hefl.patience import Patience, Progress
@@ -74,22 +75,50 @@ def test_a_client_says_whether_an_early_end_was_its_own_decision(
     assert [r.message for r in caplog.records][:1] == ([text] if text else [])
 
 
-def test_a_client_refuses_an_announcement_of_another_run(client: Client) -> None:
-    with pytest.raises(ConflictError, match="another run"):
-        client._is_asked(asked(client, 10, run="cd" * 16))
+def shown(**changes: Any) -> View:
+    view = View(version=1, phase="gathering", announcement=None, committed=False, model=None, closing=None)
+    return msgspec.structs.replace(view, **changes)
 
 
-@pytest.mark.parametrize("where", ["model", "closing"])
-def test_a_client_refuses_a_genuine_record_of_another_run_or_in_anothers_place(client: Client, where: str) -> None:
-    old, mine = asked(client, 10, run="cd" * 16), asked(client, 10)
-    wrong = msgspec.structs.replace(mine, exchange="closing" if where == "model" else "training", round=4)
-    for shown, text in ((old, "another run"), (wrong, "in another's place")):
-        if text == "another run" and where == "closing":
-            shown = msgspec.structs.replace(shown, exchange="closing")
-        view = View(version=1, phase="gathering", announcement=None, committed=False, model=None, closing=None)
-        view = msgspec.structs.replace(view, **{where: record(shown)})
-        with pytest.raises(ConflictError, match=text):
-            asyncio.run(client._take_records(view))
+def first_record(client: Client) -> Record:
+    of = announcement({"bob": 1}, engine="packed", run=RUN, head=client._chain.head, round=0, exchange="initial")
+    return record(of)
+
+
+def test_a_client_follows_what_continues_its_history_and_remembers_it(client: Client) -> None:
+    client._begin(RUN)
+    first = first_record(client)
+    asyncio.run(client._follow(shown(model=first)))
+    assert (client._chain.round, client._chain.head) == (0, first.head)
+    assert ClientState(client._state.update.parent).chain == client._chain
+    asyncio.run(client._follow(shown(model=first)))
+    with pytest.raises(TamperError) as caught:
+        asyncio.run(client._follow(shown()))
+    assert caught.value.check == "history"
+
+
+def test_a_client_refuses_a_genuine_record_in_anothers_place(client: Client) -> None:
+    client._begin(RUN)
+    with pytest.raises(TamperError, match="in another's place"):
+        asyncio.run(client._follow(shown(closing=first_record(client))))
+
+
+def test_a_client_does_not_leave_an_unfinished_run_for_another_unasked(client: Client) -> None:
+    client._begin(RUN)
+    asyncio.run(client._follow(shown(model=first_record(client))))
+    with pytest.raises(TamperError, match="is in another run") as caught:
+        client._begin("cd" * 16)
+    assert (caught.value.check, "--state" in str(caught.value.hint)) == ("run", True)
+    client._state.follow(msgspec.structs.replace(client._chain, ended=True))
+    client._begin("cd" * 16)
+    assert client._chain.round == -1
+
+
+def test_a_client_takes_part_only_with_as_many_as_it_wants(client: Client) -> None:
+    client._min_participants = 3
+    with pytest.raises(TamperError, match="announced to 2 clients") as caught:
+        client._is_asked(asked(client, 10))
+    assert caught.value.check == "enough-participants"
 
 
 def test_a_callback_that_raises_ends_the_run_with_what_it_said_and_no_hang(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from helpers import redigested
 
 from hefl import protocol
 from hefl.clientstate import read_model
-from hefl.errors import ConflictError, StateError
+from hefl.errors import StateError, TamperError
 from hefl.history import Record, genesis
-from hefl.keys import party, tls
+from hefl.keys import party
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,32 @@ def test_a_straggler_hears_that_it_missed_the_round_and_joins_the_next(keys: Fed
     assert ins[41] == ["alice", "bob", "carol"]
 
 
+def test_too_few_updates_at_the_deadline_mean_a_new_attempt_and_it_is_said(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "2", "--join-wait", "0")
+        alice = keys.client("alice", tmp_path / "alice")
+        bob = keys.client("bob", tmp_path / "bob", trainer="trainers:Slow", SLEEP="3")
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], bob.error
+    assert "round 2: the deadline passed with 1 of at least 2 updates in; trying again" in server.error
+    attempts = [e["attempt"] for e in server.events if e["event"] == "announced" and e["round"] == 2]
+    assert attempts == [1, 2]
+    assert {e["round"]: e["in"] for e in server.events if e["event"] == "round"}[2] == ["alice", "bob"]
+
+
+def test_a_number_of_examples_that_changes_weighs_from_the_next_round_on(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3", "--join-wait", "0")
+        save = ("--save", tmp_path / "alice.npz")
+        alice = keys.client("alice", tmp_path / "alice", *save, trainer="trainers:Growing", EXAMPLES="10", STEP="0.1")
+        bob = keys.client("bob", tmp_path / "bob", EXAMPLES="25", STEP="-0.2")
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], alice.error
+    bias = np.zeros(4)
+    for weight in (10, 13, 16):
+        bias = np.average([bias + 0.1 / 3, bias - 0.2 / 3], axis=0, weights=[weight, 25])
+    model = np.load(tmp_path / "alice.npz", allow_pickle=False)
+    np.testing.assert_allclose(model["layer.bias"], bias, rtol=0, atol=1e-6)
+
+
 def test_a_client_without_its_state_gets_a_new_attempt_at_once(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "60")
@@ -235,7 +261,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
         server.until("round 36, attempt 1")
         folder = party.read_client_folder(keys.folder / "clients/carol")  # who has not joined
         url = urlsplit(keys.url)
-        context = tls.client_context(folder.path)
+        context = folder.credentials.client_context()
         connection = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=20)
 
         def fetch(query: str) -> list[Record]:
@@ -309,7 +335,7 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
     data = bytearray(aggregate.read_bytes())
     data[2000] ^= 1
     aggregate.write_bytes(redigested(data))
-    with pytest.raises(ConflictError, match="not the one that its record describes"):
+    with pytest.raises(TamperError, match="not the one that its record describes"):
         read_model(tmp_path / "alice", secret, 2)
 
 

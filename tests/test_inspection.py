@@ -145,7 +145,7 @@ def test_sealed_files_are_told_without_the_passphrase(fed: Path) -> None:
     path = fed / ALICE / "secret.hefl"
     file, secret = keyfile.read_secret(path)
     path.unlink()
-    keyfile.write_secret(path, secret, "alice", Passphrase(lambda: "correct horse"))
+    keyfile.write_secret(path, secret, "alice", Passphrase(lambda _: "correct horse"))
     (finding,) = inspect([path])
     assert (finding.ties.identity, finding.ties.holder) == (file.identity, "alice")
     assert not finding.problems

@@ -7,13 +7,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from helpers import record
 
 from hefl import journal as module
 from hefl.ckks.context import Identity
 from hefl.engine import Terms
-from hefl.errors import ConflictError, EngineError, MismatchError, ParametersError, StaleError, StateError
+from hefl.errors import (
+    ConflictError,
+    DiskFullError,
+    EngineError,
+    MismatchError,
+    ParametersError,
+    StaleError,
+    StateError,
+)
 from hefl.history import genesis
 from hefl.journal import FILE, Journal, read_moment
 from hefl.protocol import Join
@@ -121,7 +130,7 @@ def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
         for event in first:
             journal.append(event)
         play_until(journal, Phase.DRAINING)
-        last: list[Event] = [Fetched("alice"), Ended(), Extended(7)]
+        last: list[Event] = [Fetched("alice", "c0" * 32), Ended(), Extended(7)]
         for event in last:
             journal.append(event)
         play_until(journal, Phase.COLLECTING)
@@ -275,3 +284,20 @@ def test_torn_pages_are_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(data)
     with pytest.raises(StateError, match="is damaged"):
         opened(tmp_path)
+
+
+def test_a_full_disk_refuses_an_event_and_changes_nothing_until_there_is_room(tmp_path: Path) -> None:
+    with closing(opened(tmp_path)) as journal:
+        play(journal, 3)
+        now = journal.now
+        pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+        journal._db.execute(f"PRAGMA max_page_count = {pages}")
+        for _ in range(2):
+            with pytest.raises(DiskFullError, match="no space left on the disk") as caught:
+                journal.refer(msgspec.structs.replace(JOIN, sealed_layout=bytes(1 << 16)))
+            assert caught.value.http_status == 503
+        assert (journal.now, journal.reference) == (now, None)
+        journal._db.execute("PRAGMA max_page_count = 1000000")
+        run = play(journal, 3)
+    with closing(opened(tmp_path)) as again:
+        assert again.now.run == run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping
 from fractions import Fraction
@@ -10,19 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import announcement, summed
 from numpy.typing import NDArray
 
 import hefl
 from hefl import engine as engines
 from hefl.ckks import packed
-from hefl.ckks.context import PublicContext, SecretContext
 from hefl.ckks.packed import PackedEngine
 from hefl.ckks.sampling import Streams, draw_noise
 from hefl.engine import Attempt
-from hefl.errors import TamperError
 from hefl.examples import load_example
-from hefl.learner import Learner
 
 Arrays = list[NDArray[Any]]
 ROUNDS = 20
@@ -170,23 +165,3 @@ def test_a_useless_round_counts_and_the_model_stays(
     assert [r.getMessage()[:24] for r in caplog.records] == ["round 2 changes nothing:"] * 2
     for a, b in zip(before.arrays, after.arrays, strict=True):
         assert (a == b).all()
-
-
-def test_a_sum_with_another_update_of_ones_own_name_is_refused(public: PublicContext, secret: SecretContext) -> None:
-    # A server that keeps an upload which its sender has given up, and adds it in place of the later one.
-    engine = PackedEngine(threads=1)
-    learners = {name: Learner(name, Walk(i, 1), secret, engine) for i, name in enumerate(("alice", "bob"), 1)}
-    other_alice = Learner("alice", Walk(1, 1), secret, engine)
-    announced = announcement(
-        {"alice": 1}, engine="packed", exchange="initial", round=0, values=learners["alice"].values("initial")
-    )
-    made = {id(learner): io.BytesIO() for learner in (learners["alice"], other_alice)}
-    for learner in (learners["alice"], other_alice):
-        learner.write_update(made[id(learner)], announced)
-    genuine, record = summed(engine, public, announced, {"alice": made[id(learners["alice"])].getvalue()})
-    exchanged, other = summed(engine, public, announced, {"alice": made[id(other_alice)].getvalue()})
-    learners["bob"].accept(exchanged, other)  # who was not there cannot know
-    with pytest.raises(TamperError, match="did not make") as caught:
-        learners["alice"].accept(exchanged, other)
-    assert caught.value.check == "own-seed"
-    learners["alice"].accept(genuine, record)

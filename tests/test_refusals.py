@@ -533,6 +533,29 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
         assert not list((tmp_path / "server/updates").iterdir())
 
 
+def test_who_has_had_enough_means_one_attempt_of_a_training_and_takes_part_in_it(
+    keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
+) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")
+        alice, bob, carol = raw("alice"), raw("bob"), raw("carol")
+        for client in (alice, bob):
+            client.join(join)
+        server.until("round 0, attempt 1: initial parameters of alice")
+        for client, path, status, name, text in (
+            (alice, "/v1/rounds/0/1/enough", 409, "ConflictError", "cannot have had enough in round 0 (initial)"),
+            (alice, "/v1/rounds/0/2/enough", 410, "StaleError", "attempt 1 is open"),
+            (alice, "/v1/rounds/9/1/enough", 410, "StaleError", "attempt 1 is open"),
+            (bob, "/v1/rounds/0/1/enough", 409, "ConflictError", "takes no part"),
+            (carol, "/v1/rounds/0/1/enough", 410, "StaleError", "has not joined"),
+        ):
+            answer, refusal = client.ask("POST", path)
+            assert refusal
+            assert (answer, refusal.error) == (status, name)
+            assert text in refusal.message
+        assert alice.view().phase == "collecting"
+
+
 # --- ports and outputs ------------------------------------------------------------------------------------------------
 
 

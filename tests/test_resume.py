@@ -58,7 +58,9 @@ def port() -> Iterator[int]:
     yield number
 
 
-def run_to_the_end(keys: Federation, folder: Path, port: int, deaths: Iterator[str], limit: int) -> list[Command]:
+def run_to_the_end(
+    keys: Federation, folder: Path, port: int, deaths: Iterator[str], limit: int
+) -> tuple[list[Command], dict[str, Command]]:
     """Serve one run, a process after another: each dies as it is told, until one ends well."""
     keys.url = f"https://127.0.0.1:{port}"
     servers: list[Command] = []
@@ -73,7 +75,7 @@ def run_to_the_end(keys: Federation, folder: Path, port: int, deaths: Iterator[s
         assert code == -signal.SIGKILL, servers[-1].error
     assert servers[-1].wait() == 0
     assert [c.wait() for c in clients.values()] == [0, 0], [c.error for c in clients.values()]
-    return servers
+    return servers, clients
 
 
 def events_of(servers: list[Command]) -> list[dict[str, Any]]:
@@ -96,10 +98,12 @@ def test_a_server_that_is_killed_goes_on_in_the_round_it_was_in(
 ) -> None:
     deaths = ["after Announced 2", "before Committed 2", "after Closed 1", "before Published 2", "after Published 1"]
     with keys:
-        servers = run_to_the_end(keys, tmp_path, port, once_and_in_order(deaths), 10)
+        servers, clients = run_to_the_end(keys, tmp_path, port, once_and_in_order(deaths), 10)
     assert len(servers) == len(deaths) + 1
     assert models(tmp_path) == undisturbed
     assert "resumed run" in servers[-1].error
+    # Whose answer was lost hears that its update is in all the same.
+    assert not any("was missed" in client.error for client in clients.values())
     attempts = {(e["round"], e["attempt"]) for e in events_of(servers) if e["event"] == "announced"}
     assert all(attempt == 1 for _, attempt in attempts)
 
@@ -112,7 +116,7 @@ def test_a_server_that_is_killed_at_every_write_of_its_journal_in_turn_trains_th
 ) -> None:
     """Each process makes one write: it dies when that is durable, or before the next one is."""
     with keys:
-        servers = run_to_the_end(keys, tmp_path, port, always(death), 60)
+        servers, _ = run_to_the_end(keys, tmp_path, port, always(death), 60)
     assert len(servers) > 20
     assert models(tmp_path) == undisturbed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from federation import Federation
@@ -93,6 +94,23 @@ def test_a_client_that_is_added_joins_and_one_that_is_taken_out_is_refused_while
         server.until("bob left")
         server.until('"in": ["alice", "carol"]')
         assert all(c.child.poll() is None for c in (server, alice, carol))
+
+
+def test_a_client_that_was_taken_out_while_the_server_was_down_is_not_waited_for(
+    keys: Federation, tmp_path: Path
+) -> None:
+    authority.change(keys.folder, Change(add=("carol",)))
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2")
+        slow = {"trainer": "trainers:Slow", "SLEEP": "2"}
+        clients = [keys.client(n, tmp_path / n, **slow) for n in ("alice", "bob", "carol")]
+        server.until("round 1, attempt 1")
+        server.child.kill()
+        server.wait()
+        rewritten(keys.folder / "server/clients.hefl", "clients: .*", "clients: alice carol")
+        again = keys.serve(tmp_path / "server", "--rounds", "2", "--port", str(urlsplit(keys.url).port))
+        again.until("bob left: it is not on the server's list any more")
+        assert [c.wait() for c in (*clients, again)] == [0, 3, 0, 0], again.error
 
 
 def test_a_revoked_client_hears_that_it_was_and_the_others_go_on_with_new_keys(

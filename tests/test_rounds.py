@@ -129,7 +129,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
         Stopped(),
         Published(record(of, run.committed or None)),
         Finished(),
-        Fetched("alice"),
+        Fetched("alice", "c0" * 32),
         Ended(),
         Extended(9),
     )
@@ -506,19 +506,22 @@ def test_a_training_round_does_not_finish_for_lack_of_clients() -> None:
     assert decide(gathering(["alice"], next_round=2), clock(phase_s=1e9)) is None
 
 
-@pytest.mark.parametrize("fetched", [(), ("alice",), ("alice", "bob"), KNOWN])
-def test_the_server_stays_until_everyone_here_has_the_last_record(fetched: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("gone", [(), ("alice",), ("alice", "bob"), KNOWN])
+def test_the_server_stays_until_everyone_has_the_last_record_and_goes(gone: tuple[str, ...]) -> None:
     run = gathering(phase=Phase.DRAINING)
-    for name in fetched:
-        run = advance(run, Fetched(name))
-    assert decide(run, clock(phase_s=59.9)) == (End() if len(fetched) == 3 else None)
+    for name in KNOWN:
+        run = advance(run, Fetched(name, "c0" * 32))
+    assert run.awaited == ()
+    for name in gone:
+        run = advance(run, Left(name))
+    assert decide(run, clock(phase_s=59.9)) == (End() if len(gone) == 3 else None)
     assert decide(run, clock(phase_s=60.0)) == End()
 
 
 def test_the_server_does_not_stay_for_those_who_are_gone() -> None:
-    run = advance(gathering(phase=Phase.DRAINING), Fetched("alice"))
-    assert decide(run, clock(silent=frozenset({"bob", "carol"}))) == End()
-    assert decide(advance(advance(run, Left("bob")), Left("carol")), clock()) == End()
+    run = advance(gathering(phase=Phase.DRAINING), Fetched("alice", "c0" * 32))
+    assert decide(advance(run, Left("alice")), clock(silent=frozenset({"bob", "carol"}))) == End()
+    assert decide(run, clock(silent=frozenset(KNOWN))) == End()
 
 
 def test_nothing_is_decided_after_the_end() -> None:

@@ -74,8 +74,9 @@ def test_a_federation_runs_with_its_settings_in_files_whose_paths_start_from_the
     ("text", "message", "hint"),
     [
         ("[sevre]\nport = 1", "'sevre' is not the table of a command", "did you mean [serve]?"),
-        ("port = 1", "'port' is not the table of a command", "tables are [keygen], ["),
-        ("serve = 1", "'serve' is not the table of a command", "did you mean [serve]?"),
+        ("port = 1", "'port' stands in no table", "put it below the name of its command, such as [serve]"),
+        ("serve = 1", "'serve' stands in no table", "put it below the name of its command, such as [serve]"),
+        ("[xyz]\nport = 1", "'xyz' is not the table of a command", "tables are [keygen], ["),
         ("[serve]\nround = 1", "[serve] round is no setting of 'hefl serve'", "did you mean rounds?"),
         ("[serve]\nround_timeout = 1", "[serve] round_timeout is no setting of", "did you mean round-timeout?"),
         ("[serve]\nxyz = 1", "[serve] xyz is no setting of", "keys are the long flags of 'hefl serve --help'"),

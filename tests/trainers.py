@@ -54,6 +54,14 @@ class Slow(Drift):
         return super().fit(parameters, config)
 
 
+class Growing(Drift):
+    """Finds three more examples in each round."""
+
+    def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
+        self.num_examples += 3
+        return super().fit(parameters, config)
+
+
 class Scripted(Drift):
     """Has the validation losses that LOSSES lists, for models 0, 1, ...: the model counts its rounds itself.
 

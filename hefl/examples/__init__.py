@@ -17,6 +17,7 @@ log = logging.getLogger("hefl")
 
 _NAMED_PARTS = {"alice": (1, 2), "bob": (2, 2), "": (1, 1)}
 _MODULES = {"iris": "iris", "digits": "digits", "breast_cancer": "tables", "wine": "tables"}
+"""Each has a function of the data set's name, which makes the trainer."""
 
 
 def load_example(
@@ -43,7 +44,8 @@ def load_example(
         log.warning("--data %s names no part: this client trains on all of the training rows", spec)
     names = {index: client} if client else None
     split = load_parts(name, count, Partition.parse(partition), data_seed=data_seed, names=names)[index - 1]
-    made: TorchTrainer = importlib.import_module(f"hefl.examples.{_MODULES[name]}").trainer(split, seed=seed)
+    module = importlib.import_module(f"hefl.examples.{_MODULES[name]}")
+    made: TorchTrainer = getattr(module, name)(split, seed=seed)
     return made
 
 

@@ -23,7 +23,7 @@ def model() -> nn.Module:
     )
 
 
-def trainer(split: Split, *, seed: int) -> TorchTrainer:
+def digits(split: Split, *, seed: int) -> TorchTrainer:
     """The trainer of one client's part."""
     train = gradient_descent(split, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
     return classifier(initialised(model, seed), split, train)

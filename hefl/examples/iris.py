@@ -28,7 +28,7 @@ def model(seed: int) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def trainer(split: Split, *, seed: int) -> TorchTrainer:
+def iris(split: Split, *, seed: int) -> TorchTrainer:
     """The trainer of one client's part."""
     features, labels = torch.from_numpy(split.features), torch.from_numpy(split.labels)
 

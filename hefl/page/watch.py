@@ -154,7 +154,7 @@ def standing(run: Run, clock: Clock, watch: Watch) -> dict[str, str]:
 
 
 def _standing(name: str, run: Run, clock: Clock, watch: Watch) -> str:
-    if name in run.fetched:
+    if name in run.confirmations:
         return "done"
     if run.announcement and name in run.committed:
         return "sent"

@@ -1,0 +1,108 @@
+"""The open attempt's sum, and the files that it is made of and becomes.
+
+Everything here waits for a disk: it runs in threads, one at a time, under the coordinator's lock.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hefl.ckks.context import PublicContext
+from hefl.engine import Engine
+from hefl.errors import MalformedError, StateError
+from hefl.history import Record
+from hefl.journal import Journal
+from hefl.rounds import Committed
+from hefl.spool import Spool
+from hefl.timings import Timings
+from hefl.updates import Summation
+from hefl.wire import Frame
+
+
+class Tally:
+    """Adds committed updates up; the sum can be made again from their files at any time.
+
+    Args:
+        public: The server's context.
+        engine: Which clients run too.
+        journal: Says which updates are committed.
+        spool: Has their files.
+        keep: How many of the last aggregates stay.
+    """
+
+    def __init__(self, public: PublicContext, engine: Engine, journal: Journal, spool: Spool, keep: int) -> None:
+        self._public = public
+        self._engine = engine
+        self._journal = journal
+        self._spool = spool
+        self._keep = keep
+        self._summation: Summation | None = None
+        self.timings = Timings()
+
+    def check_files(self) -> None:
+        """At a start: keep the files that the journal names, and no others. Raises StateError as Spool.check."""
+        run = self._journal.now.run
+        needed = [record.digest for record in (run.model, run.closing) if record]
+        self._spool.check(run.committed.values(), needed, self._kept())
+
+    def fold(self) -> Summation:
+        """The sum of what is committed."""
+        if self._summation is None:
+            run = self._journal.now.run
+            if run.announcement is None:
+                raise StateError("a sum where no attempt is open")
+            summation = Summation(self._public, self._engine, run.announcement)
+            with self.timings.phase("aggregate"):
+                for name, digest in run.committed.items():
+                    summation.add(summation.open(self._spool.update(digest), name), name)
+            self._summation = summation
+        return self._summation
+
+    def take(self, frame: Frame, event: Committed) -> None:
+        """Fold an update in and commit it: in this order, for one that does not parse must not be committed.
+
+        Raises:
+            MalformedError: It does not parse; nothing has changed.
+            DiskFullError, StateError: It cannot be stored; nothing has changed.
+        """
+        summation = self.fold()
+        try:
+            with self.timings.phase("aggregate"):
+                summation.add(frame, event.name)
+            with self._spool.keeping(event.name):
+                self._journal.append(event)
+        except MalformedError:
+            raise  # nothing of it was added
+        except BaseException:
+            self._summation = None  # it may hold what is not committed
+            raise
+
+    def bytes_up(self) -> int:
+        """Size of all committed updates."""
+        committed = self._journal.now.run.committed.values()
+        return sum(self._spool.update(digest).stat().st_size for digest in committed)
+
+    def write_aggregate(self) -> Record:
+        """Write the sum, whole or not at all; returns its record, which is for the journal to publish."""
+        summation, self._summation = self.fold(), None  # one that was cut short is not to be used again
+        with self.timings.phase("aggregate"):
+            return self._spool.write_aggregate(summation)
+
+    def end_attempt(self) -> None:
+        """Forget the sum, its updates, and older aggregates."""
+        self._summation = None
+        self._spool.end_attempt()
+        self._spool.keep_aggregates(self._kept())
+
+    def aggregate(self, round_num: int) -> Path | None:
+        """Where a round's aggregate is; None where it is not kept."""
+        for record in self._journal.records(round_num - 1, 1):
+            path = self._spool.aggregate(record.digest)
+            if record.announcement.round == round_num and path.is_file():
+                return path
+        return None
+
+    def _kept(self) -> set[str]:
+        """Digests of the aggregates that stay: the last ones, and those that a client who joins now needs."""
+        run, records = self._journal.now.run, self._journal.last_records(self._keep)
+        return {record.digest for record in (*records, run.model, run.closing) if record}

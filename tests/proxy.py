@@ -1,0 +1,108 @@
+"""A network between clients and a server that cuts, delays and truncates connections, as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What becomes of one connection.
+
+    Attributes:
+        up_bytes, down_bytes: After so many to the server, or from it, the connection ends; None lets all pass.
+        reset: It ends by a reset; otherwise as if the peer had said all that it had to say.
+        delay_s: Before each piece.
+    """
+
+    up_bytes: int | None = None
+    down_bytes: int | None = None
+    reset: bool = True
+    delay_s: float = 0.0
+
+
+class Proxy:
+    """Passes bytes on to a port of this machine; ``fault`` says what the n-th connection, from 0, meets."""
+
+    def __init__(self, port: int, fault: Callable[[int], Fault]) -> None:
+        self.port = 0
+        self.cuts = 0
+        self._target = port
+        self._fault = fault
+        self._count = 0
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        fault, self._count = self._fault(self._count), self._count + 1
+        far: asyncio.StreamWriter | None = None
+        try:
+            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
+            up = asyncio.create_task(_pump(reader, far, fault.up_bytes, fault.delay_s))
+            down = asyncio.create_task(_pump(far_reader, writer, fault.down_bytes, fault.delay_s))
+            done, left = await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
+            self.cuts += any(pump.result() for pump in done)
+            for pump in left:
+                pump.cancel()
+                with suppress(asyncio.CancelledError):
+                    await pump
+        except OSError:
+            pass
+        finally:
+            for end in (writer, far):
+                if end and fault.reset:
+                    end.transport.abort()
+                elif end:
+                    end.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None, delay_s: float) -> bool:
+    """Pass bytes on; returns whether the limit ended it."""
+    with suppress(OSError):
+        while chunk := await reader.read(1 << 14):
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            if limit is not None:
+                chunk = chunk[:limit]
+                limit -= len(chunk)
+            writer.write(chunk)
+            await writer.drain()
+            if limit == 0:
+                return True
+    return False
