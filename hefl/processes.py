@@ -71,6 +71,10 @@ class Children:
         self._readers.append(reader)
         reader.start()
 
+    def pid(self, name: str) -> int:
+        """A running child's process id."""
+        return self._running[name].pid
+
     def events(self) -> Iterator[tuple[str, Event]]:
         """Every event as it comes, until all children have ended.
 
