@@ -8,6 +8,7 @@ be, bit for bit, what integers give in numpy.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -229,7 +230,7 @@ def load(folder: Path, values: int, clients: int) -> Row:
                 case "left":
                     peak = vitals.peak_bytes(pid)
         running.result()
-    walls, cpus = ([b[k] - a[k] for a, b in zip(clock, clock[1:], strict=False)] for k in (0, 1))
+    walls, cpus = ([b[k] - a[k] for a, b in itertools.pairwise(clock)] for k in (0, 1))
     plan = planned(values, clients)
     return Row(
         clients=clients,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ def _status_bytes(pid: int, field: str) -> int:
 
 def descriptors(pid: int) -> int:
     """Open files and sockets."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @dataclass(frozen=True, slots=True)

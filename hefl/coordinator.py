@@ -88,6 +88,7 @@ class Coordinator:
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._stopping = False
+        self._news = journal.now.seq  # of the last event that changed what all clients are shown
         self._phase_since = self._enough_since = self._reminded = time.monotonic()
         # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
         self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
@@ -151,13 +152,14 @@ class Coordinator:
         if time.monotonic() - self._reminded > REMIND_S:
             self.remind()
         if self._journal.now.seq == version:
-            await self._wait_for_news(version, patience_s)
+            await self._wait(lambda: self._journal.now.seq > version, patience_s)
 
-    async def _wait_for_news(self, after: int, patience_s: float) -> None:
+    async def _wait(self, condition: Callable[[], bool], patience_s: float) -> None:
+        """Until it holds, or this server stops."""
         async with self._changed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    await self._changed.wait_for(lambda: self._journal.now.seq > after or self._stopping)
+                    await self._changed.wait_for(lambda: condition() or self._stopping)
 
     async def _act(self) -> None:
         async with self._lock:
@@ -215,14 +217,16 @@ class Coordinator:
         )
 
     async def _apply(self, event: rounds.Event) -> None:
-        before = self.run.phase
+        before = self.run
         await asyncio.to_thread(self._journal.append, event)
         await self._tell(before)
 
-    async def _tell(self, before: Phase) -> None:
+    async def _tell(self, before: Run) -> None:
         """An event is durable: now it counts for the clock, and whoever waits for news may have them."""
-        if self.run.phase is not before:
+        if self.run.phase is not before.phase:
             self._phase_since = time.monotonic()
+        if _shown(self.run) != _shown(before):
+            self._news = self._journal.now.seq
         if len(self.run.sessions) < self._settings.min_clients:
             self._enough_since = time.monotonic()
         async with self._changed:
@@ -380,8 +384,12 @@ class Coordinator:
         self._unheard.discard(name)
 
     async def view(self, name: str, after: int) -> View:
-        """The run as one client needs to see it, once it is newer than version ``after``, or after POLL_S."""
-        await self._wait_for_news(after, POLL_S)
+        """The run as one client needs to see it, once there are news since version ``after``, or after POLL_S.
+
+        What another client does is none: there are as many such events in a round as clients, and each client would
+        hear of each.
+        """
+        await self._wait(lambda: self._news > after or after == 0 < self._journal.now.seq, POLL_S)
         now = self._journal.now
         run = now.run
         return View(
@@ -392,7 +400,7 @@ class Coordinator:
             model=run.model,
             closing=run.closing,
             confirmations=dict(run.confirmations),
-            settled=run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited,
+            settled=_settled(run),
         )
 
     def open_attempt(self, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
@@ -454,7 +462,7 @@ class Coordinator:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
         async with self._lock:
             self._check_open(announcement)
-            event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run.phase
+            event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run
             if self.is_committed(name, upload.digest):
                 return
             await asyncio.to_thread(self._tally.take, frame, event)
@@ -519,6 +527,18 @@ class Coordinator:
     def records(self, after: int) -> list[Record]:
         """Records of the rounds after this one, in order, as many as one answer may have."""
         return self._journal.records(after, RECORDS_AT_ONCE)
+
+
+def _settled(run: Run) -> bool:
+    """Whether no confirmation is to come any more."""
+    return run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited
+
+
+def _shown(run: Run) -> tuple[object, ...]:
+    """What of a run its clients wait for; of confirmations, that those of all members are there."""
+    newest = run.closing or run.model
+    confirmed = newest is not None and {m.name for m in newest.members} <= run.confirmations.keys()
+    return run.phase, run.announcement, run.model, run.closing, confirmed, _settled(run)
 
 
 def describe(run: Run) -> str:

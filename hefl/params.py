@@ -42,6 +42,11 @@ EXPIRY_NOTICE_DAYS = 30
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
 
+UPLOADS_AT_ONCE = 4
+"""So many uploads come at full speed, and the others wait for their turn; enough to keep a server busy."""
+FAST_BYTES_PER_S = 10_000_000
+"""An upload that comes more slowly needs no turn."""
+
 KEEP_AGGREGATES = 3
 """So many of the last aggregates stay, at the server and at each client."""
 

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from hefl import protocol
+from hefl.admission import Admission
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
@@ -49,6 +50,9 @@ TICK_S = 0.1
 
 GOODBYE_S = 0.25
 """Closing a TLS connection takes an exchange of messages."""
+
+CHUNK_BYTES = 1 << 17
+"""Of an aggregate that is sent; a connection's buffers hold two of them."""
 
 UPDATE_PATH = r"/v1/rounds/{round:\d+}/{attempt:\d+}/update"
 
@@ -110,6 +114,7 @@ class Server:
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
+        self._admission = Admission()
         self._transports: set[asyncio.Transport] = set()
         self._roll = Roll(folder)
         self._reported = -1
@@ -328,14 +333,7 @@ class Server:
         return announcement, digest, offset, total
 
     async def _expect(self, request: web.Request) -> web.Response | None:
-        """Refuse a hopeless upload before its bytes travel."""
-        try:
-            self._identify(request)
-            self._check_upload(request)
-        except HeflError as error:
-            return self._refuse(request, error)
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
+        """Leave it to ``_take_update`` to say that the bytes may travel: once it is their turn, and not in vain."""
         return None
 
     async def _held(self, request: web.Request) -> web.Response:
@@ -347,6 +345,10 @@ class Server:
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
     async def _update(self, request: web.Request) -> web.Response:
+        async with self._admission.turn(lambda: request.content.total_bytes):
+            return await self._take_update(request)
+
+    async def _take_update(self, request: web.Request) -> web.Response:
         announcement, digest, offset, total = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         most = self._coordinator.engine.max_num_examples
@@ -359,6 +361,9 @@ class Server:
         if self._coordinator.is_committed(name, digest):
             return web.Response()
         upload = spool.upload(name, digest)
+        if "Expect" in request.headers:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the answer itself has not begun
         await self._receive(request, upload, offset, total)
         try:
             with upload.whole():
@@ -368,7 +373,9 @@ class Server:
         except HeflError:
             spool.drop(name, upload)
             raise
-        return web.Response()
+        response = web.Response()
+        response.force_close()  # its buffers are as large as they were at full speed
+        return response
 
     async def _receive(self, request: web.Request, upload: Upload, offset: int, total: int) -> None:
         """Take an upload's bytes, from an offset on; what came before a connection broke off stays for the next.
@@ -403,7 +410,7 @@ class Server:
         path = self._coordinator.aggregate(number)
         size_bytes = path.stat().st_size
         self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
-        return web.FileResponse(path, chunk_size=1 << 20)
+        return web.FileResponse(path, chunk_size=CHUNK_BYTES)
 
     async def _records(self, request: web.Request) -> web.Response:
         text = request.query.get("after")
