@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from hefl import protocol
+from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
@@ -37,7 +38,7 @@ from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.params import POLL_S
-from hefl.protocol import Confirmation, Held, Join, MetricsReport, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Clock, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
@@ -409,7 +410,7 @@ class Server:
         text = request.query.get("after")
         after = -1 if text is None else protocol.whole_number(text, "after")
         records = await asyncio.to_thread(self._coordinator.records, after)
-        return _json(Records(records=tuple(records)))
+        return web.Response(body=encode_records(records), content_type="application/msgpack")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
