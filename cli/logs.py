@@ -21,12 +21,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FORMATS = ("text", "json")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class TextFormatter(logging.Formatter):
-    """``hefl: message``, and its hint on a line of its own; control characters, which a peer may send, are escaped."""
+    """``hefl: message``, and its hint on a line of its own; what a peer may send and is no text is escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or as many as a hint and a traceback need."""
