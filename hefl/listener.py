@@ -17,6 +17,7 @@ import termios
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from typing import cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -79,7 +80,7 @@ class Listener:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         self._close_sockets()
-        for connection in [c for c in self._connections if c.transport is None]:
+        for connection in [c for c in self._connections if not c.carried]:
             connection.cut()
 
     def abort(self) -> None:
@@ -94,7 +95,7 @@ class Listener:
             return
         connection.client = name
         its = [c for c in self._connections if c.client == name]
-        for oldest in its[: len(its) - MAX_CONNECTIONS_OF_CLIENT]:
+        for oldest in its[:-MAX_CONNECTIONS_OF_CLIENT]:
             oldest.cut()
 
     def gone(self, connection: Connection) -> None:
@@ -135,7 +136,7 @@ class Listener:
 class Connection(web.RequestHandler):
     """One connection, from the moment it is taken: before TLS it has no transport, and before a request no client."""
 
-    __slots__ = ("_listener", "_shaking", "_stalled", "client")
+    __slots__ = ("_carrier", "_listener", "_shaking", "_stalled", "client")
 
     def __init__(self, listener: Listener, server: web.Server) -> None:
         super().__init__(
@@ -153,6 +154,7 @@ class Connection(web.RequestHandler):
         self.client: str | None = None
         self._listener = listener
         self._shaking: asyncio.Task[None] | None = None
+        self._carrier: asyncio.Transport | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
     def shake_hands(self, taken: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -170,13 +172,24 @@ class Connection(web.RequestHandler):
             taken.close()
             self._listener.gone(self)
 
+    @property
+    def carried(self) -> bool:
+        """TLS has begun, or is not wanted."""
+        return self._carrier is not None
+
     def cut(self) -> None:
         """End it at once."""
         self._listener.gone(self)
-        if self.transport:
-            self.transport.abort()
+        if self._carrier:
+            self._carrier.abort()
         elif self._shaking:
             self._shaking.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TLS has begun, or is not wanted."""
+        # The base class forgets its own while it says goodbye, which may take a peer that does not answer for ever.
+        self._carrier = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It has ended."""
@@ -211,13 +224,12 @@ class Connection(web.RequestHandler):
 
     def _unsent_bytes(self) -> int:
         """Here and in the kernel, as far as it says."""
-        if self.transport is None:
+        if self._carrier is None:
             return 0
-        waiting = self.transport.get_write_buffer_size()
+        waiting = self._carrier.get_write_buffer_size()
         with suppress(OSError):
-            waiting += struct.unpack(
-                "i", fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
-            )[0]
+            number = self._carrier.get_extra_info("socket").fileno()
+            waiting += struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))[0]
         return waiting
 
     def _let_go(self) -> None:

@@ -284,9 +284,9 @@ class Server:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
+        join = protocol.decode(await self._limits.read(request, protocol.MAX_JSON_BYTES), Join)
         self._turns.take(request[CLIENT])
-        body = await self._limits.read(request, protocol.MAX_JSON_BYTES)
-        await self._coordinator.join(request[CLIENT], protocol.decode(body, Join))
+        await self._coordinator.join(request[CLIENT], join)
         run = self._coordinator.run
         return _json(Welcome(run=run.run, rounds=run.last_training))
 
@@ -431,8 +431,8 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        self._turns.take(name)
         confirmation = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), Confirmation)
+        self._turns.take(name)
         await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
