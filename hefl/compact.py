@@ -13,6 +13,7 @@ import msgspec
 from hefl.errors import MalformedError
 from hefl.history import Announcement, Record
 from hefl.params import RECORDS_AT_ONCE
+from hefl.protocol import UNREADABLE
 
 
 class _Participant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -93,7 +94,7 @@ def from_bytes(data: bytes) -> Record:
         ]
         whole = {"announcement": announcement, "members": members, "digest": short.digest.hex(), "tag": short.tag.hex()}
         return msgspec.convert(whole, Record)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a record: {error}") from error
 
 
@@ -106,7 +107,7 @@ def decode_records(data: bytes) -> tuple[Record, ...]:
     """Inverse of encode_records. Raises as from_bytes."""
     try:
         parts = msgspec.msgpack.decode(data, type=list[bytes])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a list of records: {error}") from error
     if len(parts) > RECORDS_AT_ONCE:
         raise MalformedError(f"{len(parts)} records came at once, and no answer has more than {RECORDS_AT_ONCE}")

@@ -24,8 +24,8 @@ from hefl.errors import (
     MalformedError,
     NumExamplesError,
     PortInUseError,
-    ProtocolError,
     StateError,
+    TooSlowError,
     UnknownClientError,
     UsageError,
     reason_of,
@@ -37,6 +37,8 @@ from hefl.keys import tls
 from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
+from hefl.limits import Limits, Turns
+from hefl.listener import Listener, refused
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Clock, Run
@@ -70,6 +72,7 @@ class Server:
         emit: Is told every event, as a flat mapping.
         host, port: Where to listen; port 0 takes any.
         insecure_http: Plain HTTP, on loopback.
+        limits: What peers may take.
 
     Raises:
         UsageError: The settings allow no round, or plain HTTP beyond this machine.
@@ -90,6 +93,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8443,
         insecure_http: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
@@ -111,7 +115,9 @@ class Server:
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
-        self._transports: set[asyncio.Transport] = set()
+        self._limits = limits or Limits()
+        self._listener: Listener | None = None
+        self._turns = Turns()
         self._roll = Roll(folder)
         self._reported = -1
         self._noticed: set[str] = set()  # whose certificate was looked at for its end
@@ -132,7 +138,7 @@ class Server:
             PortInUseError: The port is taken.
             HeflError: The state folder failed.
         """
-        app = web.Application(middlewares=[self._guard], client_max_size=protocol.MAX_JSON_BYTES)
+        app = web.Application(middlewares=[self._guard])
         app.add_routes(
             [
                 web.post("/v1/join", self._join),
@@ -148,32 +154,30 @@ class Server:
             ]
         )
         await self._coordinator.resume()
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * POLL_S)
+        runner = web.AppRunner(app, shutdown_timeout=2 * POLL_S)
         await runner.setup()
+        context = None if self._insecure_http else self._folder.credentials.server_context()
+        self._listener = Listener(runner, self._limits, context, self._refuse)
         try:
-            self._emit({"event": "listening", "url": await self._listen(runner)})
+            self._emit({"event": "listening", "url": await self._listen(self._listener)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
                 await self._coordinator.know(self._roll.refresh().clients)
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
+            await self._listener.close()
             await runner.cleanup()
-            await self._hang_up()
+            await asyncio.sleep(GOODBYE_S)
+            self._listener.abort()
+            await asyncio.sleep(0)
 
-    async def _hang_up(self) -> None:
-        """Let TLS say goodbye, and close what a peer that has gone would leave open."""
-        await asyncio.sleep(GOODBYE_S)
-        for transport in self._transports:
-            transport.abort()
-        await asyncio.sleep(0)
-
-    async def _listen(self, runner: web.AppRunner) -> str:
+    async def _listen(self, listener: Listener) -> str:
         """Open the port; returns the URL."""
-        context = None if self._insecure_http else self._folder.credentials.server_context()
         host, port = self._host, self._port
+        self._limits.allow_files()
         try:
-            await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
+            port = await listener.open(host, port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(
@@ -184,7 +188,7 @@ class Server:
                 hint="--host is an address of this machine; 0.0.0.0 is all that it has",
             ) from error
         shown = f"[{host}]" if ":" in host else host
-        return f"{'http' if self._insecure_http else 'https'}://{shown}:{runner.addresses[0][1]}"
+        return f"{'http' if self._insecure_http else 'https'}://{shown}:{port}"
 
     # --- who asks -----------------------------------------------------------------------------------------------------
 
@@ -199,9 +203,7 @@ class Server:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except web.HTTPException as error:
-            return self._refuse(
-                request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status
-            )
+            return self._refuse(request, refused(request, error), error.status)
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
             return self._refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
@@ -213,9 +215,6 @@ class Server:
             UnknownClientError: Not a client of this federation's.
             ProtocolError, MismatchError: As protocol.check_headers.
         """
-        self._transports = {t for t in self._transports if not t.is_closing()}
-        if request.transport:
-            self._transports.add(request.transport)
         if self._insecure_http:
             name = request.headers.get(protocol.HEADER_CLIENT, "")
             self._check_revoked(name)
@@ -228,6 +227,8 @@ class Server:
                 hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
             )
         request[CLIENT] = name
+        if self._listener:
+            self._listener.identified(request, name)
 
     def _certified_name(self, request: web.Request) -> str:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
@@ -264,7 +265,7 @@ class Server:
         self._coordinator.heard_of(name, nonce)
         return name, nonce
 
-    def _refuse(self, request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
+    def _refuse(self, request: web.BaseRequest, error: HeflError, status: int | None = None) -> web.Response:
         who, status = request.get(CLIENT), status or error.http_status
         fields = {"client": who, "reason": type(error).__name__, "status": status}
         log.warning(
@@ -279,12 +280,17 @@ class Server:
         )
         self._emit({"event": "refused", **fields})
         body = msgspec.json.encode(protocol.refusal_of(error))
-        return web.Response(body=body, status=status, content_type="application/json")
+        response = web.Response(body=body, status=status, content_type="application/json")
+        if isinstance(error, TooSlowError):
+            response.force_close()
+        return response
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
-        await self._coordinator.join(request[CLIENT], protocol.decode(await request.read(), Join))
+        join = protocol.decode(await self._limits.read(request, protocol.MAX_JSON_BYTES), Join)
+        self._turns.take(request[CLIENT])
+        await self._coordinator.join(request[CLIENT], join)
         run = self._coordinator.run
         return _json(Welcome(run=run.run, rounds=run.last_training))
 
@@ -383,19 +389,22 @@ class Server:
                 await self._spool(request, writing)
         except StateError:
             self._coordinator.spool.drop(request[CLIENT], upload)
-            await _read_on(request)
+            async for _ in self._limits.body(request):
+                pass  # let it pass, so that the client hears the reason instead of a reset
             raise
         if upload.held_bytes != total:
             raise MalformedError(f"truncated: {upload.held_bytes} of {total} bytes came")
 
     async def _spool(self, request: web.Request, writing: Writing) -> None:
-        async for chunk in request.content.iter_any():
+        async for chunk in self._limits.body(request):
             self._joined(request)
             writing.write(chunk)
         await asyncio.to_thread(writing.sync)
 
     async def _enough(self, request: web.Request) -> web.Response:
-        await self._coordinator.enough(request[CLIENT], self._open_attempt(request))
+        announcement = self._open_attempt(request)
+        self._turns.take(request[CLIENT])
+        await self._coordinator.enough(request[CLIENT], announcement)
         return web.Response()
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
@@ -415,7 +424,7 @@ class Server:
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
         name, _ = self._joined(request)
-        report = protocol.decode(await request.read(), MetricsReport)
+        report = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), MetricsReport)
         model = self._coordinator.run.model
         if model is None or report.round > model.announcement.round:
             raise ConflictError(f"there is no model {report.round} yet to have metrics of")
@@ -426,12 +435,14 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        confirmation = protocol.decode(await request.read(), Confirmation)
+        confirmation = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), Confirmation)
+        self._turns.take(name)
         await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
     async def _leave(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
+        self._turns.take(name)
         await self._coordinator.leave(name)
         return web.Response()
 
@@ -442,12 +453,6 @@ def _attempt_of(request: web.Request) -> tuple[int, int]:
         protocol.whole_number(request.match_info["round"], "round"),
         protocol.whole_number(request.match_info["attempt"], "attempt"),
     )
-
-
-async def _read_on(request: web.Request) -> None:
-    """Let a body pass, so that the client hears the reason instead of a reset."""
-    async for _ in request.content.iter_any():
-        pass
 
 
 def _json(value: msgspec.Struct) -> web.Response:
