@@ -14,6 +14,7 @@ from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
+from hefl.params import MAX_CONNECTIONS, MAX_VALUES, MIN_BYTES_PER_S, PATIENCE_S
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -46,6 +47,34 @@ log = logging.getLogger("hefl")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
 @click.option(
+    "--max-connections",
+    type=click.IntRange(2, 65536),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="At once; a client needs two or three. Beyond it, who has shown no certificate is cut off first.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    default=PATIENCE_S,
+    show_default=True,
+    help="Seconds for TLS, for a request's head, for a connection without a request, and while nothing moves.",
+)
+@click.option(
+    "--min-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=MIN_BYTES_PER_S,
+    show_default=True,
+    help="Bytes a second, over --patience: who sends or takes more slowly is cut off, and may try again.",
+)
+@click.option(
+    "--max-values",
+    type=click.IntRange(1, MAX_VALUES),
+    default=MAX_VALUES,
+    show_default=True,
+    help="A larger model is refused: 'hefl plan' says what memory and disk one takes.",
+)
+@click.option(
     "--page-port",
     type=click.IntRange(0, 65535),
     help="Show the run in a browser of this machine, with /metrics and /healthz; 0 takes any port.  [default: off]",
@@ -70,6 +99,10 @@ def serve(
     round_timeout: float,
     host: str,
     port: int,
+    max_connections: int,
+    patience: float,
+    min_rate: float,
+    max_values: int,
     page_port: int | None,
     state: Path | None,
     keep: int,
@@ -93,6 +126,7 @@ def serve(
     from hefl.files import locked, private_folder
     from hefl.journal import Journal
     from hefl.keys.party import read_server_folder
+    from hefl.limits import Limits
     from hefl.page.site import Page
     from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds import Phase
@@ -103,7 +137,12 @@ def serve(
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     settings = RunSettings(
-        rounds=rounds, min_clients=min_clients, join_wait_s=join_wait, round_timeout_s=round_timeout, keep=keep
+        rounds=rounds,
+        min_clients=min_clients,
+        join_wait_s=join_wait,
+        round_timeout_s=round_timeout,
+        keep=keep,
+        max_values=max_values,
     )
     cipher.prepare()
     place = private_folder(state or folder / "state")
@@ -146,6 +185,7 @@ def serve(
             host=host,
             port=port,
             insecure_http=insecure_http,
+            limits=Limits(max_connections=max_connections, patience_s=patience, min_bytes_per_s=min_rate),
         )
         page = None if page_port is None else Page(server.look, page_port, journal.last_records(KEPT_ROUNDS))
         run(_serve(server, page), stop=server.stop, terminated_is_success=True)

@@ -30,6 +30,8 @@ READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
 PROBE_AFTER_S, PROBE_S = 0.2, 5.0
 FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
+AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+"""Refusals after which it is worth trying again."""
 
 T = TypeVar("T")
 
@@ -81,7 +83,16 @@ class Connection:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
         context = True if self._insecure_http else self._folder.credentials.client_context()
         connector = aiohttp.TCPConnector(ssl=context)
-        self._http = aiohttp.ClientSession(self.url, connector=connector, headers=self._headers, timeout=timeout)
+        # A server has nothing to compress, and a little that is compressed may be much.
+        self._http = aiohttp.ClientSession(
+            self.url,
+            connector=connector,
+            headers=self._headers,
+            timeout=timeout,
+            auto_decompress=False,
+            skip_auto_headers=["Accept-Encoding"],
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         return self
 
     async def __aexit__(
@@ -100,7 +111,7 @@ class Connection:
 
         async def once() -> bytes:
             async with self._request(method, path, body, headers) as response:
-                return await response.read()
+                return await _read(response)
 
         return await self._patiently(once)
 
@@ -125,7 +136,7 @@ class Connection:
             offset = 0
             if not first:
                 async with self._request("GET", path, headers=headers) as response:
-                    held = protocol.decode(await response.read(), protocol.Held)
+                    held = protocol.decode(await _read(response), protocol.Held)
                 if held.committed:
                     return
                 offset = min(held.bytes, size)
@@ -133,7 +144,7 @@ class Connection:
             first = False
             more = {protocol.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
             async with self._request("PUT", path, Rest(file, offset), {**headers, **more}) as response:
-                await response.read()
+                await _read(response)
 
         await self._patiently(once, patience_s)
 
@@ -159,12 +170,14 @@ class Connection:
         # The server refuses a hopeless upload before its bytes travel.
         expect = isinstance(body, Rest)
         data = _chunks(body) if isinstance(body, Rest) else body
-        async with self._http.request(method, path, data=data, headers=headers, expect100=expect) as response:
+        async with self._http.request(
+            method, path, data=data, headers=headers, expect100=expect, allow_redirects=False
+        ) as response:
             self._answered = True
-            if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
-                raise _Unavailable(str(protocol.error_of(await response.read(), response.status)))
+            if response.status in AGAIN:
+                raise _Unavailable(str(protocol.error_of(await _read(response), response.status)))
             if response.status != HTTPStatus.OK:
-                raise protocol.error_of(await response.read(), response.status)
+                raise protocol.error_of(await _read(response), response.status)
             yield response
 
     async def leave(self) -> None:
@@ -247,6 +260,16 @@ def _reason(error: Exception) -> str:
     """Why nobody answered, in a person's words."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     return reason_of(cause) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """An answer's body. Raises MalformedError where it is longer than any that a server of hefl's gives."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > protocol.MAX_ANSWER_BYTES:
+            raise MalformedError(f"oversized: the server's answer has more than {protocol.MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
 
 
 async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:

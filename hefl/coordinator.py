@@ -22,6 +22,7 @@ from hefl.errors import (
     ConflictError,
     DiskFullError,
     HeflError,
+    LayoutError,
     MalformedError,
     NameInUseError,
     NumExamplesError,
@@ -30,7 +31,7 @@ from hefl.errors import (
 )
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
-from hefl.params import KEEP_AGGREGATES, POLL_S, RECORDS_AT_ONCE, SILENT_S
+from hefl.params import KEEP_AGGREGATES, MAX_VALUES, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
 from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
@@ -49,13 +50,19 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """What an operator decides of a run; times in seconds. ``keep`` is how many of the last aggregates stay."""
+    """What an operator decides of a run; times in seconds.
+
+    Attributes:
+        keep: How many of the last aggregates stay.
+        max_values: No model has more.
+    """
 
     rounds: int = 20
     min_clients: int = 2
     join_wait_s: float = 2.0
     round_timeout_s: float = 60.0
     keep: int = KEEP_AGGREGATES
+    max_values: int = MAX_VALUES
 
 
 class Coordinator:
@@ -325,7 +332,7 @@ class Coordinator:
         """A client comes, or comes again.
 
         Raises:
-            EngineError, NumExamplesError, NameInUseError, OtherLayoutError: It does not fit in.
+            EngineError, NumExamplesError, LayoutError, NameInUseError, OtherLayoutError: It does not fit in.
         """
         async with self._lock:
             self._check_join(name, join)
@@ -354,6 +361,13 @@ class Coordinator:
                 f"client {name} has {join.num_examples} examples, "
                 f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}",
                 hint="state fewer with --num-examples, in the same proportion at every client",
+            )
+        # Initial arrays are 16-bit words, up to four to a value.
+        values, most = max(join.values["training"], -(-max(join.values.values()) // 4)), self._settings.max_values
+        if values > most:
+            raise LayoutError(
+                f"client {name}'s model has {values} values, and this server takes at most {most}",
+                hint="is it the right model? If so, the server needs a higher --max-values",
             )
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)

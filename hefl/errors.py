@@ -24,6 +24,8 @@
     │   ├── TamperError                 a sum that is not the announced one
     │   └── UploadError                 a participant encrypted what the protocol does not allow
     ├── UnreachableError            5   nobody answers, or not in time
+    │   ├── TooSlowError                what was to be sent comes too slowly
+    │   └── TooManyError                more at once than one peer may ask for
     ├── NameInUseError              1   another live client has this name
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
@@ -223,6 +225,18 @@ class UnreachableError(HeflError):
     http_status = 503
 
 
+class TooSlowError(UnreachableError):
+    """A request came too slowly."""
+
+    http_status = 408
+
+
+class TooManyError(UnreachableError):
+    """One peer asks for too much at once."""
+
+    http_status = 429
+
+
 class NameInUseError(HeflError):
     """Another live client has this name."""
 
@@ -278,5 +292,6 @@ def _tree(root: type[HeflError]) -> dict[str, type[HeflError]]:
 
 
 def from_name(name: str, message: str, hint: str | None) -> HeflError:
-    """The error that a peer reported by its class's name; an unknown name becomes a ProtocolError."""
-    return _tree(HeflError).get(name, ProtocolError)(message, hint=hint)
+    """The error that a peer reported by its class's name; one that is not of this module becomes a ProtocolError."""
+    kind = _tree(HeflError).get(name, ProtocolError)
+    return kind(message, hint=hint) if kind.__module__ == __name__ else ProtocolError(message, hint=hint)

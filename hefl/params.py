@@ -47,6 +47,18 @@ UPLOADS_AT_ONCE = 4
 FAST_BYTES_PER_S = 10_000_000
 """An upload that comes more slowly needs no turn."""
 
+MAX_CONNECTIONS = 1024
+"""A server has no more connections at once; a client needs two or three."""
+MAX_CONNECTIONS_OF_CLIENT = 8
+
+PATIENCE_S = 20.0
+"""So long may TLS take, a request's head, and a connection without a request; and so long may a body stand still."""
+MIN_BYTES_PER_S = 1000
+"""A body comes at least so fast, and an answer is taken so fast, over PATIENCE_S."""
+
+TURNS_AT_ONCE, TURNS_PER_S = 40.0, 4.0
+"""So often may a client join, leave, or say something else that is written to the journal."""
+
 KEEP_AGGREGATES = 3
 """So many of the last aggregates stay, at the server and at each client."""
 

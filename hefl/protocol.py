@@ -6,13 +6,13 @@
     GET  /v1/rounds/ROUND/ATTEMPT/update        -> Held: how much of it is here, so that it need not travel again
     POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
-    GET  /v1/records?after=ROUND                -> Records, oldest first, some at a time; without ROUND from round 0
+    GET  /v1/records?after=ROUND                -> records as of ``compact``, oldest first; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
     POST /v1/fetched                            Confirmation: the client has the last record
     POST /v1/leave                              the client goes
 
-Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx status; after a 503 it is worth trying
-again.
+Every request bears the headers below. A refusal is a Refusal with a 4xx or 5xx status; after a 408, a 429
+and a 503 it is worth trying again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 
@@ -29,7 +29,7 @@ from hefl.codec import Exchange
 from hefl.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.history import Announcement, Hex16, Hex32, Name, NumExamples, Record, RoundNum, Value
-from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, PROTOCOL
+from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN, PROTOCOL
 
 HEADER_PROTOCOL = "Hefl-Protocol"
 HEADER_FEDERATION = "Hefl-Federation"
@@ -48,6 +48,16 @@ HEADER_CLIENT = "Hefl-Client"
 """The client's name over plain HTTP, where no certificate says it."""
 
 MAX_JSON_BYTES = 8 << 20
+"""No honest Join is longer; its sealed layout has some 50 bytes a tensor."""
+MAX_SHORT_BYTES = 1 << 16
+"""Nor is anything else that a client says in JSON."""
+MAX_ANSWER_BYTES = 2 * MAX_JSON_BYTES
+"""Nor what a server answers in JSON: RECORDS_AT_ONCE, or a sealed layout."""
+MAX_TEXT = 2000
+"""A refusal says no more, whatever it quotes."""
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises at JSON that does not parse: the second where it is not UTF-8."""
 
 T = TypeVar("T", bound=Value)
 
@@ -61,14 +71,18 @@ class Join(Value, frozen=True, kw_only=True):
         values: Length of the vector for each exchange.
     """
 
-    engine: str
-    precision_bits: int
+    engine: Annotated[str, msgspec.Meta(pattern=rf"\A{NAME_PATTERN}\Z")]
+    precision_bits: Annotated[int, msgspec.Meta(ge=0, le=64)]
     weighting: Weighting
     num_examples: NumExamples
     join_nonce: Hex16
     layout: Hex32
     sealed_layout: bytes
     values: dict[Exchange, Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]]
+
+    def __post_init__(self) -> None:
+        if self.values.keys() != set(get_args(Exchange)):
+            raise ValueError(f"values must be stated for each of {', '.join(get_args(Exchange))}")
 
     @property
     def terms(self) -> Terms:
@@ -124,12 +138,6 @@ class Held(Value, frozen=True, kw_only=True):
     committed: bool
 
 
-class Records(Value, frozen=True, kw_only=True):
-    """Records of rounds one after another; none where there are no more."""
-
-    records: tuple[Record, ...]
-
-
 MetricName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,64}\Z")]
 Metric = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # JSON has no infinity, and what parses to one is refused
 
@@ -176,7 +184,7 @@ def check_headers(given: Mapping[str, str], public: PublicContext) -> None:
     if given.get(HEADER_PROTOCOL) != str(PROTOCOL):
         raise VersionError(
             f"this server speaks version {PROTOCOL} of hefl's protocol, and the request "
-            f"{given.get(HEADER_PROTOCOL) or 'none'}",
+            f"{given.get(HEADER_PROTOCOL, '')[:20] or 'none'}",
             hint="install the same version of hefl on both sides",
         )
     federation, generation = given.get(HEADER_FEDERATION, ""), given.get(HEADER_GENERATION, "")
@@ -204,18 +212,25 @@ class OtherLayoutError(LayoutError):
 def refusal_of(error: HeflError) -> Refusal:
     """An error as it travels."""
     sealed = error.sealed_layout if isinstance(error, OtherLayoutError) else None
-    return Refusal(error=type(error).__name__, message=error.message, hint=error.hint, sealed_layout=sealed)
+    hint = None if error.hint is None else _plain(error.hint)
+    return Refusal(error=type(error).__name__, message=_plain(error.message), hint=hint, sealed_layout=sealed)
 
 
 def error_of(body: bytes, status: int) -> HeflError:
     """What a server refused; an answer that is no Refusal is a ProtocolError."""
     try:
         refusal = msgspec.json.decode(body, type=Refusal)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return ProtocolError(f"the server answered with status {status} and nothing that hefl says")
+    message, hint = _plain(refusal.message), None if refusal.hint is None else _plain(refusal.hint)
     if refusal.sealed_layout is not None:
-        return OtherLayoutError(refusal.message, refusal.sealed_layout)
-    return from_name(refusal.error, refusal.message, refusal.hint)
+        return OtherLayoutError(message, refusal.sealed_layout)
+    return from_name(refusal.error, message, hint)
+
+
+def _plain(text: str) -> str:
+    """Text that may quote a peer: of bounded length, and what is no text in it is escaped."""
+    return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -226,7 +241,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise MalformedError(f"not a {kind.__name__}: {error}") from error
 
 

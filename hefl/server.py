@@ -14,6 +14,7 @@ from aiohttp import web
 
 from hefl import protocol
 from hefl.admission import Admission
+from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
@@ -24,8 +25,8 @@ from hefl.errors import (
     MalformedError,
     NumExamplesError,
     PortInUseError,
-    ProtocolError,
     StateError,
+    TooSlowError,
     UnknownClientError,
     UsageError,
     reason_of,
@@ -37,8 +38,10 @@ from hefl.keys import tls
 from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
+from hefl.limits import Limits, Turns
+from hefl.listener import Listener, refused
 from hefl.params import POLL_S
-from hefl.protocol import Confirmation, Held, Join, MetricsReport, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Clock, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
@@ -73,6 +76,7 @@ class Server:
         emit: Is told every event, as a flat mapping.
         host, port: Where to listen; port 0 takes any.
         insecure_http: Plain HTTP, on loopback.
+        limits: What peers may take.
 
     Raises:
         UsageError: The settings allow no round, or plain HTTP beyond this machine.
@@ -93,6 +97,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8443,
         insecure_http: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         if len(folder.clients) < settings.min_clients:
             raise UsageError(
@@ -115,7 +120,9 @@ class Server:
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
         self._admission = Admission()
-        self._transports: set[asyncio.Transport] = set()
+        self._limits = limits or Limits()
+        self._listener: Listener | None = None
+        self._turns = Turns()
         self._roll = Roll(folder)
         self._reported = -1
         self._noticed: set[str] = set()  # whose certificate was looked at for its end
@@ -136,7 +143,7 @@ class Server:
             PortInUseError: The port is taken.
             HeflError: The state folder failed.
         """
-        app = web.Application(middlewares=[self._guard], client_max_size=protocol.MAX_JSON_BYTES)
+        app = web.Application(middlewares=[self._guard])
         app.add_routes(
             [
                 web.post("/v1/join", self._join),
@@ -152,32 +159,30 @@ class Server:
             ]
         )
         await self._coordinator.resume()
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2 * POLL_S)
+        runner = web.AppRunner(app, shutdown_timeout=2 * POLL_S)
         await runner.setup()
+        context = None if self._insecure_http else self._folder.credentials.server_context()
+        self._listener = Listener(runner, self._limits, context, self._refuse)
         try:
-            self._emit({"event": "listening", "url": await self._listen(runner)})
+            self._emit({"event": "listening", "url": await self._listen(self._listener)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
                 await self._coordinator.know(self._roll.refresh().clients)
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
+            await self._listener.close()
             await runner.cleanup()
-            await self._hang_up()
+            await asyncio.sleep(GOODBYE_S)
+            self._listener.abort()
+            await asyncio.sleep(0)
 
-    async def _hang_up(self) -> None:
-        """Let TLS say goodbye, and close what a peer that has gone would leave open."""
-        await asyncio.sleep(GOODBYE_S)
-        for transport in self._transports:
-            transport.abort()
-        await asyncio.sleep(0)
-
-    async def _listen(self, runner: web.AppRunner) -> str:
+    async def _listen(self, listener: Listener) -> str:
         """Open the port; returns the URL."""
-        context = None if self._insecure_http else self._folder.credentials.server_context()
         host, port = self._host, self._port
+        self._limits.allow_files()
         try:
-            await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
+            port = await listener.open(host, port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(
@@ -188,7 +193,7 @@ class Server:
                 hint="--host is an address of this machine; 0.0.0.0 is all that it has",
             ) from error
         shown = f"[{host}]" if ":" in host else host
-        return f"{'http' if self._insecure_http else 'https'}://{shown}:{runner.addresses[0][1]}"
+        return f"{'http' if self._insecure_http else 'https'}://{shown}:{port}"
 
     # --- who asks -----------------------------------------------------------------------------------------------------
 
@@ -203,9 +208,7 @@ class Server:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except web.HTTPException as error:
-            return self._refuse(
-                request, ProtocolError(f"{request.method} {request.path}: {error.reason}"), error.status
-            )
+            return self._refuse(request, refused(request, error), error.status)
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
             return self._refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
@@ -217,9 +220,6 @@ class Server:
             UnknownClientError: Not a client of this federation's.
             ProtocolError, MismatchError: As protocol.check_headers.
         """
-        self._transports = {t for t in self._transports if not t.is_closing()}
-        if request.transport:
-            self._transports.add(request.transport)
         if self._insecure_http:
             name = request.headers.get(protocol.HEADER_CLIENT, "")
             self._check_revoked(name)
@@ -232,6 +232,8 @@ class Server:
                 hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
             )
         request[CLIENT] = name
+        if self._listener:
+            self._listener.identified(request, name)
 
     def _certified_name(self, request: web.Request) -> str:
         connection = request.transport and request.transport.get_extra_info("ssl_object")
@@ -268,7 +270,7 @@ class Server:
         self._coordinator.heard_of(name, nonce)
         return name, nonce
 
-    def _refuse(self, request: web.Request, error: HeflError, status: int | None = None) -> web.Response:
+    def _refuse(self, request: web.BaseRequest, error: HeflError, status: int | None = None) -> web.Response:
         who, status = request.get(CLIENT), status or error.http_status
         fields = {"client": who, "reason": type(error).__name__, "status": status}
         log.warning(
@@ -283,12 +285,17 @@ class Server:
         )
         self._emit({"event": "refused", **fields})
         body = msgspec.json.encode(protocol.refusal_of(error))
-        return web.Response(body=body, status=status, content_type="application/json")
+        response = web.Response(body=body, status=status, content_type="application/json")
+        if isinstance(error, TooSlowError):
+            response.force_close()
+        return response
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
-        await self._coordinator.join(request[CLIENT], protocol.decode(await request.read(), Join))
+        join = protocol.decode(await self._limits.read(request, protocol.MAX_JSON_BYTES), Join)
+        self._turns.take(request[CLIENT])
+        await self._coordinator.join(request[CLIENT], join)
         run = self._coordinator.run
         return _json(Welcome(run=run.run, rounds=run.last_training))
 
@@ -389,19 +396,22 @@ class Server:
                 await self._spool(request, writing)
         except StateError:
             self._coordinator.spool.drop(request[CLIENT], upload)
-            await _read_on(request)
+            async for _ in self._limits.body(request):
+                pass  # let it pass, so that the client hears the reason instead of a reset
             raise
         if upload.held_bytes != total:
             raise MalformedError(f"truncated: {upload.held_bytes} of {total} bytes came")
 
     async def _spool(self, request: web.Request, writing: Writing) -> None:
-        async for chunk in request.content.iter_any():
+        async for chunk in self._limits.body(request):
             self._joined(request)
             writing.write(chunk)
         await asyncio.to_thread(writing.sync)
 
     async def _enough(self, request: web.Request) -> web.Response:
-        await self._coordinator.enough(request[CLIENT], self._open_attempt(request))
+        announcement = self._open_attempt(request)
+        self._turns.take(request[CLIENT])
+        await self._coordinator.enough(request[CLIENT], announcement)
         return web.Response()
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
@@ -416,12 +426,12 @@ class Server:
         text = request.query.get("after")
         after = -1 if text is None else protocol.whole_number(text, "after")
         records = await asyncio.to_thread(self._coordinator.records, after)
-        return _json(Records(records=tuple(records)))
+        return web.Response(body=encode_records(records), content_type="application/msgpack")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
         name, _ = self._joined(request)
-        report = protocol.decode(await request.read(), MetricsReport)
+        report = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), MetricsReport)
         model = self._coordinator.run.model
         if model is None or report.round > model.announcement.round:
             raise ConflictError(f"there is no model {report.round} yet to have metrics of")
@@ -432,12 +442,14 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        confirmation = protocol.decode(await request.read(), Confirmation)
+        confirmation = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), Confirmation)
+        self._turns.take(name)
         await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
 
     async def _leave(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
+        self._turns.take(name)
         await self._coordinator.leave(name)
         return web.Response()
 
@@ -448,12 +460,6 @@ def _attempt_of(request: web.Request) -> tuple[int, int]:
         protocol.whole_number(request.match_info["round"], "round"),
         protocol.whole_number(request.match_info["attempt"], "attempt"),
     )
-
-
-async def _read_on(request: web.Request) -> None:
-    """Let a body pass, so that the client hears the reason instead of a reset."""
-    async for _ in request.content.iter_any():
-        pass
 
 
 def _json(value: msgspec.Struct) -> web.Response:

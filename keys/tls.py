@@ -25,6 +25,7 @@ from hefl.files import write_private
 from hefl.keys.fields import AGAIN
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import seal
+from hefl.params import NAME_PATTERN
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Certificates are valid from a little before they are made: clocks differ."""
@@ -42,7 +43,7 @@ UNREADABLE = (
 )
 """What ``cryptography`` raises at a certificate or a key that does not parse, by what is wrong with it."""
 
-_URN = re.compile(r"urn:hefl:([0-9a-f]{32}):([1-9][0-9]*):(?:(server|authority)|client:([a-z0-9-]+))")
+_URN = re.compile(rf"urn:hefl:([0-9a-f]{{32}}):([1-9][0-9]{{0,8}}):(?:(server|authority)|client:({NAME_PATTERN}))")
 
 
 @dataclass(frozen=True, slots=True)

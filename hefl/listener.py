@@ -1,0 +1,267 @@
+"""The server's port: how many may be connected, how long each may take, and what it hears who speaks no HTTP.
+
+A connection is a stranger's until one of its requests has said which client asks. Where there are too many, the oldest
+stranger's makes room, and then the oldest of the client that has most: so a newcomer always gets in, and who floods
+cuts off itself first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import socket
+import ssl
+import struct
+import termios
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from hefl.errors import HeflError, MalformedError, ProtocolError
+from hefl.limits import Limits
+from hefl.params import MAX_CONNECTIONS_OF_CLIENT
+
+log = logging.getLogger("hefl")
+
+BACKLOG = 1024
+"""Connections that wait to be taken."""
+FULL_S = 0.1
+"""How long nobody is taken in where the system has no descriptor left."""
+MAX_LINE_BYTES, MAX_HEADERS = 2048, 64
+"""No honest request's head is longer."""
+
+Refuse = Callable[[web.BaseRequest, HeflError, int | None], web.Response]
+
+
+class Listener:
+    """Takes connections in for an application that is set up.
+
+    Args:
+        runner: The application's; its server hears the requests.
+        limits: What peers may take.
+        context: For TLS; None for plain HTTP.
+        refuse: Answers what is no request, or none for a handler.
+    """
+
+    def __init__(self, runner: web.AppRunner, limits: Limits, context: ssl.SSLContext | None, refuse: Refuse) -> None:
+        if runner.server is None:
+            raise ValueError("the application is not set up")
+        self.limits = limits
+        self.refuse = refuse
+        self._server = runner.server
+        self._context = context
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._connections: dict[Connection, None] = {}  # in the order in which they came
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen on all addresses of a host; returns the port of the first. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, *_, address in dict.fromkeys(found):
+                listening = socket.create_server(address, family=family, backlog=BACKLOG)
+                listening.setblocking(False)
+                self._sockets.append(listening)
+        except OSError:
+            self._close_sockets()
+            raise
+        self._accepting = [asyncio.create_task(self._accept(listening)) for listening in self._sockets]
+        return int(self._sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Take nobody in any more; who is in stays."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        self._close_sockets()
+        for connection in [c for c in self._connections if not c.carried]:
+            connection.cut()
+
+    def abort(self) -> None:
+        """Cut off whoever is in."""
+        for connection in list(self._connections):
+            connection.cut()
+
+    def identified(self, request: web.BaseRequest, name: str) -> None:
+        """A request has said which client asks."""
+        connection = request.protocol
+        if not isinstance(connection, Connection) or connection.client == name:
+            return
+        connection.client = name
+        its = [c for c in self._connections if c.client == name]
+        for oldest in its[:-MAX_CONNECTIONS_OF_CLIENT]:
+            oldest.cut()
+
+    def gone(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._connections.pop(connection, None)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, _ = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue  # the caller has gone
+            except OSError as error:
+                log.error("no connection can be taken: %s", error.strerror)
+                self._make_room()
+                await asyncio.sleep(FULL_S)
+                continue
+            if len(self._connections) >= self.limits.max_connections:
+                self._make_room()
+            connection = Connection(self, self._server)
+            self._connections[connection] = None
+            connection.shake_hands(taken, self._context)
+
+    def _make_room(self) -> None:
+        if not self._connections:
+            return
+        strangers = (c for c in self._connections if c.client is None)
+        most = Counter(c.client for c in self._connections).most_common(1)[0][0]
+        oldest = next(strangers, None) or next(c for c in self._connections if c.client == most)
+        oldest.cut()
+
+    def _close_sockets(self) -> None:
+        for listening in self._sockets:
+            listening.close()
+
+
+class Connection(web.RequestHandler):
+    """One connection, from the moment it is taken: before TLS it has no transport, and before a request no client."""
+
+    __slots__ = ("_carrier", "_listener", "_shaking", "_stalled", "client")
+
+    def __init__(self, listener: Listener, server: web.Server) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type] # as AppRunner has it
+            # Also of a connection that never asks, and of a head that never ends.
+            keepalive_timeout=listener.limits.patience_s,
+            # What is compressed may be more than its length says.
+            auto_decompress=False,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+        self.client: str | None = None
+        self._listener = listener
+        self._shaking: asyncio.Task[None] | None = None
+        self._carrier: asyncio.Transport | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def shake_hands(self, taken: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Do TLS over a new connection, within the limits."""
+        self._shaking = asyncio.create_task(self._shake_hands(taken, context))
+
+    async def _shake_hands(self, taken: socket.socket, context: ssl.SSLContext | None) -> None:
+        limit_s = self._listener.limits.patience_s
+        goodbye = {"ssl_shutdown_timeout": limit_s} if context else {}
+        try:
+            async with asyncio.timeout(limit_s):
+                taken.setblocking(False)
+                await self._loop.connect_accepted_socket(lambda: self, taken, ssl=context, **goodbye)
+        except (OSError, asyncio.CancelledError):
+            taken.close()
+            self._listener.gone(self)
+
+    @property
+    def carried(self) -> bool:
+        """TLS has begun, or is not wanted."""
+        return self._carrier is not None
+
+    def cut(self) -> None:
+        """End it at once."""
+        self._listener.gone(self)
+        if self._carrier:
+            self._carrier.abort()
+        elif self._shaking:
+            self._shaking.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """TLS has begun, or is not wanted."""
+        # The base class forgets its own while it says goodbye, which may take a peer that does not answer for ever.
+        self._carrier = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It has ended."""
+        self._listener.gone(self)
+        self._let_go()
+        super().connection_lost(exc)
+
+    # --- answers that are not taken -----------------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The peer takes an answer slower than it is made."""
+        super().pause_writing()
+        self._watch(self._unsent_bytes())
+
+    def resume_writing(self) -> None:
+        """The peer has taken most of what waited."""
+        super().resume_writing()
+        self._let_go()
+
+    def _watch(self, unsent_bytes: int) -> None:
+        limits = self._listener.limits
+        self._stalled = self._loop.call_later(limits.patience_s, self._look, unsent_bytes)
+
+    def _look(self, before_bytes: int) -> None:
+        """Cut off who has taken too little of an answer since the last look: while writing pauses, nothing is added."""
+        limits, unsent_bytes = self._listener.limits, self._unsent_bytes()
+        if before_bytes - unsent_bytes < limits.min_bytes_per_s * limits.patience_s:
+            log.warning("cut off %s, which takes its answer too slowly", self.client or "an unknown client")
+            self.cut()
+        else:
+            self._watch(unsent_bytes)
+
+    def _unsent_bytes(self) -> int:
+        """Here and in the kernel, as far as it says."""
+        if self._carrier is None:
+            return 0
+        waiting = self._carrier.get_write_buffer_size()
+        with suppress(OSError):
+            number = self._carrier.get_extra_info("socket").fileno()
+            waiting += struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))[0]
+        return waiting
+
+    def _let_go(self) -> None:
+        if self._stalled:
+            self._stalled.cancel()
+
+    # --- what no handler sees -----------------------------------------------------------------------------------------
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer bytes that are no request."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        said = exc.message.partition("\n")[0].rstrip(":")
+        response = self._listener.refuse(request, MalformedError(f"not a request: {said}"), status)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Let a refusal that comes from no handler look as all others."""
+        if isinstance(resp, web.HTTPException):
+            resp = self._listener.refuse(request, refused(request, resp), resp.status)
+        return await super().finish_response(request, resp, start_time)
+
+
+def refused(request: web.BaseRequest, error: web.HTTPException) -> ProtocolError:
+    """What aiohttp refuses, as an error of hefl's."""
+    return ProtocolError(f"{request.method} {request.path}: {error.reason}")
