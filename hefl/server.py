@@ -419,6 +419,8 @@ class Server:
         number = protocol.whole_number(request.match_info["round"], "round")
         path = self._coordinator.aggregate(number)
         size_bytes = path.stat().st_size
+        if request.transport:
+            request.transport.set_write_buffer_limits(CHUNK_BYTES)
         self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
         return web.FileResponse(path, chunk_size=CHUNK_BYTES)
 

@@ -1,0 +1,44 @@
+"""What the clients of a live run hear of it, and of each other."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+from hostile import JOIN
+
+from hefl.ckks.context import PublicContext
+from hefl.coordinator import Coordinator, RunSettings
+from hefl.engine import load_engine
+from hefl.journal import Journal
+from hefl.spool import Spool
+
+
+def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_client(
+    public: PublicContext, tmp_path: Path
+) -> None:
+    """Otherwise a round of n clients would take n * n answers."""
+    engine, known = load_engine("tenseal"), ("alice", "bob", "carol")
+    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
+        settings = RunSettings(rounds=1, join_wait_s=0.0)
+        coordinator = Coordinator(public, engine, settings, journal, Spool(tmp_path), lambda event: None)
+
+        async def run() -> None:
+            await coordinator.join("alice", JOIN)
+            first = await coordinator.view("alice", 0)
+            waiting = asyncio.create_task(coordinator.view("alice", first.version))
+            for name in ("bob", "carol"):
+                await coordinator.join(name, msgspec.structs.replace(JOIN, join_nonce=name.encode().hex().zfill(32)))
+            await coordinator.leave("carol")
+            await asyncio.sleep(0.05)
+            assert journal.now.seq == first.version + 3
+            assert not waiting.done()
+            await coordinator.tick(1)
+            view = await waiting
+            assert view.announcement
+            assert view.announcement.names == ("alice",)
+            assert view.version > first.version
+
+        asyncio.run(run())
