@@ -11,22 +11,24 @@ from hefl.admission import Admission
 from hefl.params import FAST_BYTES_PER_S, UPLOADS_AT_ONCE
 
 
-async def hold(admission: Admission, received: Callable[[], int], running: list[int], number: int) -> None:
+Tasks = list[asyncio.Task[None]]
+
+
+async def hold(admission: Admission, received: Callable[[], int], running: asyncio.Queue[int], number: int) -> None:
     async with admission.turn(received):
-        running.append(number)
+        running.put_nowait(number)
         await asyncio.Event().wait()
 
 
-async def start(
-    admission: Admission, received: Callable[[], int], count: int
-) -> tuple[list[int], list[asyncio.Task[None]]]:
-    running: list[int] = []
+async def start(admission: Admission, received: Callable[[], int], count: int) -> tuple[asyncio.Queue[int], Tasks]:
+    """Ask for so many turns; the queue says who has one."""
+    running: asyncio.Queue[int] = asyncio.Queue()
     tasks = [asyncio.create_task(hold(admission, received, running, i)) for i in range(count)]
     await asyncio.sleep(0.01)
     return running, tasks
 
 
-async def stop(tasks: list[asyncio.Task[None]]) -> None:
+async def stop(tasks: Tasks) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -41,10 +43,11 @@ def test_fast_uploads_take_turns_in_order() -> None:
 
         running, tasks = await start(Admission(), fast, UPLOADS_AT_ONCE + 2)
         await asyncio.sleep(1.2)
-        assert running == list(range(UPLOADS_AT_ONCE))
+        assert [running.get_nowait() for _ in range(running.qsize())] == list(range(UPLOADS_AT_ONCE))
         tasks[1].cancel()
+        assert await running.get() == UPLOADS_AT_ONCE
         await asyncio.sleep(0.01)
-        assert running == list(range(UPLOADS_AT_ONCE + 1))
+        assert running.empty()
         await stop(tasks)
 
     asyncio.run(run())
@@ -53,9 +56,8 @@ def test_fast_uploads_take_turns_in_order() -> None:
 def test_slow_uploads_hold_nobody_up() -> None:
     async def run() -> None:
         running, tasks = await start(Admission(), lambda: 0, 2 * UPLOADS_AT_ONCE)
-        assert len(running) == UPLOADS_AT_ONCE
-        while len(running) < 2 * UPLOADS_AT_ONCE:
-            await asyncio.sleep(0.05)
+        assert running.qsize() == UPLOADS_AT_ONCE
+        assert [await running.get() for _ in tasks] == list(range(2 * UPLOADS_AT_ONCE))
         await stop(tasks)
 
     asyncio.run(run())
@@ -70,7 +72,7 @@ def test_a_turn_is_given_back_once_whatever_ends_it() -> None:
                     raise ConnectionError
         await asyncio.sleep(0)
         running, tasks = await start(admission, lambda: 0, UPLOADS_AT_ONCE + 1)
-        assert len(running) == UPLOADS_AT_ONCE
+        assert running.qsize() == UPLOADS_AT_ONCE
         await stop(tasks)
 
     asyncio.run(run())
