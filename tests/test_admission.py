@@ -10,7 +10,6 @@ import pytest
 from hefl.admission import Admission
 from hefl.params import FAST_BYTES_PER_S, UPLOADS_AT_ONCE
 
-
 Tasks = list[asyncio.Task[None]]
 
 
