@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from helpers import redigested
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hefl import wire
@@ -30,6 +30,7 @@ def try_many(count: int, check: Check, *, random: bool = False) -> None:
         database=None,
         derandomize=not random,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # a server that has changed would not fail twice
     )
     quiet(given(st.data())(check))()
 
@@ -112,9 +113,12 @@ def damaged_frame(draw: st.DataObject, data: bytes, others: Sequence[bytes] = ()
 
 def damaged_json(draw: st.DataObject, data: bytes) -> bytes:
     """JSON that says something odd in one place, or of which a few bytes are others."""
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):  # of a change before
+        return damaged(draw, data)
     if not draw.draw(st.integers(0, 3)):
         return damaged(draw, data)
-    value = msgspec.json.decode(data)
     places = list(_places(value))
     holder, key = draw.draw(st.sampled_from(places)) if places else ([value], 0)
     match draw.draw(st.sampled_from(["odd", "odd", "odd", "near", "gone", "more"])):
