@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Many tests wait for deadlines of processes that they start; a module's tests share what it has made.
+PARALLEL := -n 3 --dist loadfile
 
 .PHONY: bench demo test test-slow test-all lint types clean
 
@@ -10,10 +12,10 @@ demo: $(STAMP)  ## Train a model under encryption on this machine
 	$(BIN)/hefl demo --out demo-out --force
 
 test: $(STAMP)  ## The tests, but those that take long
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(STAMP)  ## The tests that take long
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-all: test test-slow
 

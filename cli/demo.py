@@ -14,7 +14,7 @@ import click
 
 from hefl.cli.options import engine_option, json_option, partition_option, print_json
 from hefl.cli.progress import progress_bars
-from hefl.params import DATA_SETS
+from hefl.params import DATA_SETS, DEFAULT_ENGINE, LIES
 
 if TYPE_CHECKING:
     from hefl.demo import Progress
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1, 1000), default=20, show_default=True, help="Trainings.")
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
 @engine_option
+@click.option(
+    "--tamper",
+    metavar="LIE",
+    type=click.Choice(LIES),
+    help="Let the server lie from round 1 on, and end with exit code 4 when a client notices. One of: "
+    + ", ".join(LIES)
+    + ".",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -44,6 +52,7 @@ def demo(
     rounds: int,
     seed: int,
     engine: str,
+    tamper: str | None,
     out: Path,
     force: bool,
     as_json: bool,
@@ -51,9 +60,9 @@ def demo(
     """Make keys, start a server and clients as processes of their own, and train one model over TLS.
 
     Then the same again for comparison: without encryption, and on the pooled data of all clients. Prints a row a
-    round; leaves report.json and curves.png.
+    round; leaves report.json and curves.png. With --tamper: one training, by a server that lies.
     """
-    from hefl.demo import Task, run_training, share_data, train_pooled
+    from hefl.demo import Task, run_tampered, run_training, share_data, train_pooled
     from hefl.errors import EngineError, ExistsError
     from hefl.examples.partition import Partition
     from hefl.files import replacing
@@ -63,12 +72,17 @@ def demo(
         raise EngineError(
             "the demo compares an encrypted training with a plaintext one", hint="--engine packed or tenseal"
         )
+    task = Task(data, clients, Partition.parse(partition), rounds, seed)
+    shares = share_data(task)
+    if tamper:
+        if engine != DEFAULT_ENGINE:
+            raise EngineError(f"engine {engine!r} verifies nothing, and would notice no lie", hint="--engine packed")
+        with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
+            run_tampered(Path(folder), task, tamper)
     report_path, curves_path = out / "report.json", out / "curves.png"
     found = [path for path in (report_path, curves_path) if path.exists()]
     if found and not force:
         raise ExistsError(f"{found[0]} exists already", hint="name another folder with --out, or add --force")
-    task = Task(data, clients, Partition.parse(partition), rounds, seed)
-    shares = share_data(task)
     out.mkdir(parents=True, exist_ok=True)
     with _progress(as_json=as_json) as progress:
         trainings = {}

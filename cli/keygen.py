@@ -79,7 +79,7 @@ def keygen(
             hint="leave out --force" if force else f"{folder} holds none: make it with --client NAME first",
         )
     if not clients:
-        raise UsageError("missing option '--client'", hint="name each client of the new federation: --client NAME")
+        raise UsageError("keygen needs --client", hint="name each client of the new federation: --client NAME")
     made = authority.create(
         folder,
         clients,

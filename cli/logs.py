@@ -26,13 +26,17 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class TextFormatter(logging.Formatter):
-    """``hefl: message``, and its hint on a line of its own; what a peer may send and is no text is escaped."""
+    """``hefl: message``, then the check that failed and a hint on lines of their own.
+
+    Control characters, which a peer may send, are escaped.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or as many as a hint and a traceback need."""
         lines = [f"hefl: {_visible(record.getMessage())}"]
-        if hint := getattr(record, "hint", None):
-            lines.append(f"hefl: hint: {_visible(str(hint))}")
+        for name in ("check", "hint"):
+            if text := getattr(record, name, None):
+                lines.append(f"hefl: {name}: {_visible(str(text))}")
         if record.exc_info:
             lines.append(self.formatException(record.exc_info))
         return "\n".join(lines)

@@ -16,7 +16,7 @@ import click
 import hefl
 from hefl.cli import logs
 from hefl.cli.usage import explain, nearest
-from hefl.errors import HeflError, TrainerError, UsageError, reason_of
+from hefl.errors import HeflError, ProtocolError, TrainerError, UsageError, reason_of
 
 log = logging.getLogger("hefl")
 
@@ -123,7 +123,8 @@ def main() -> NoReturn:
             log.error("the trainer's traceback:", exc_info=error.__cause__)
         code = error.exit_code
         hint = error.hint or (_see_help() if isinstance(error, UsageError) else None)
-        _complain(error.message, hint=hint, error=type(error).__name__, exit_code=code)
+        check = error.check if isinstance(error, ProtocolError) else None
+        _complain(error.message, check=check, hint=hint, error=type(error).__name__, exit_code=code)
     except BrokenPipeError:
         # Whoever read stdout has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

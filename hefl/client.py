@@ -17,6 +17,7 @@ from hefl import protocol
 from hefl.chain import Chain
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
+from hefl.compact import decode_records
 from hefl.connection import Connection
 from hefl.errors import (
     ConflictError,
@@ -35,7 +36,7 @@ from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner, OnRound, tell
 from hefl.params import MIN_CLIENTS
-from hefl.protocol import Confirmation, Join, MetricsReport, Records, View, Welcome
+from hefl.protocol import Confirmation, Join, MetricsReport, View, Welcome
 from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
 
@@ -257,7 +258,7 @@ class Client:
         if newest.announcement.round == number + 1:
             return (newest,)
         query = f"?after={number}" if number >= 0 else ""
-        records = protocol.decode(await self._connection.call("GET", f"/v1/records{query}"), Records).records
+        records = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
         if not records:
             raise TamperError(
                 f"the server shows round {newest.announcement.round}, and no record of round {number + 1}",

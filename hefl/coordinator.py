@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hefl import rounds
 from hefl.ckks.context import PublicContext
@@ -76,6 +76,8 @@ class Coordinator:
         emit: Is told every event, as a flat mapping.
     """
 
+    tally_type: ClassVar[type[Tally]] = Tally
+
     def __init__(
         self,
         public: PublicContext,
@@ -97,7 +99,7 @@ class Coordinator:
         # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
         self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
         self._unheard = set(self.run.sessions)
-        self._tally = Tally(public, engine, journal, spool, settings.keep)
+        self._tally = self.tally_type(public, engine, journal, spool, settings.keep)
         self._remarked: str | None = None
         self._full = False
 

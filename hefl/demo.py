@@ -7,6 +7,7 @@ updates that went into it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,20 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hefl.codec import Metrics
+from hefl.errors import HeflError, TamperError, UsageError
 from hefl.examples import load_example
 from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
 from hefl.keys import authority
 from hefl.plan import reduce_weights
-from hefl.processes import Children, Event, run_federation
+from hefl.processes import ChildFailedError, Children, Event, run_federation
 from hefl.trainer import GuardedTrainer
 
 log = logging.getLogger("hefl")
+
+FORK_CLIENTS = 3
+CHECK = "hefl: check: "
+"""How a client says on stderr which check failed."""
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 Progress = Callable[[str, int, int], None]
@@ -55,6 +61,11 @@ class Task:
     def names(self) -> tuple[str, ...]:
         """The clients' names, in the order of their parts."""
         return client_names(self.clients)
+
+    def arguments(self, name: str) -> list[str]:
+        """What ``hefl client`` needs to know of it, for one of its clients."""
+        part = f"{self.data}:{self.names.index(name) + 1}/{self.clients}"
+        return ["--data", part, "--partition", str(self.partition), "--seed", str(self.seed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +134,10 @@ def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> T
         name: [
             *common,
             "--report-metrics",
-            *("--data", f"{task.data}:{i + 1}/{task.clients}", "--partition", str(task.partition)),
-            *("--seed", str(task.seed)),
+            *task.arguments(name),
             *("--save", str(folder / f"{name}.npz"), "--trace", str(folder / "trace" / name)),
         ]
-        for i, name in enumerate(names)
+        for name in names
     }
     said: dict[str, list[Event]] = {name: [] for name in ("server", *names)}
     progress(engine, 0, rounds)
@@ -141,6 +151,42 @@ def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> T
     models = {name: _load(folder / f"{name}.npz") for name in names}
     worst, exact = _compare(folder / "trace", names, rounds)
     return Training(engine, said.pop("server"), said, models, worst, exact)
+
+
+def run_tampered(folder: Path, task: Task, lie: str) -> None:
+    """Train with a server that lies, until a client notices.
+
+    Args:
+        folder: For keys, which the caller removes.
+        task: What is trained.
+        lie: One of params.LIES.
+
+    Raises:
+        UsageError: The lie takes more clients.
+        TamperError: A client noticed; says which check it was.
+        HeflError: Nobody did, or something else failed.
+    """
+    if lie == "fork" and task.clients < FORK_CLIENTS:
+        raise UsageError(
+            f"--tamper fork takes {FORK_CLIENTS} clients, for each side of a fork is a sum of two",
+            hint=f"--clients {FORK_CLIENTS}",
+        )
+    keys = folder / "keys"
+    authority.create(keys, task.names, ("127.0.0.1",))
+    arguments = {name: task.arguments(name) for name in task.names}
+    serve, module = ["--rounds", str(task.rounds)], ("hefl.adversary", lie)
+    try:
+        with Children(folder) as children:
+            for name, event in run_federation(children, keys, serve, arguments, module):
+                if name == "server" and event["event"] == "announced":
+                    log.info("round %(round)d is announced", event)
+    except ChildFailedError as error:
+        found = [(before, line) for before, line in itertools.pairwise(error.lines) if line.startswith(CHECK)]
+        if error.code != TamperError.exit_code or not found:
+            raise
+        said, check = found[-1][0].removeprefix("hefl: "), found[-1][1].removeprefix(CHECK)
+        raise TamperError(f"the server lied ({lie}), and {error.name} noticed: {said}", check=check) from error
+    raise HeflError(f"the server lied ({lie}), and nobody noticed", hint="that must never happen: please report it")
 
 
 def train_pooled(task: Task, progress: Progress) -> list[Metrics]:

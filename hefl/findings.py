@@ -78,7 +78,9 @@ def _misfits(
 ) -> Iterator[HeflError]:
     """What does not fit: of another federation than most, other keys, another signer, another holder, not on a list."""
     ties, path = finding.ties, finding.path
-    if reference and ties.identity and ties.identity != reference.ties.identity:
+    if reference and reference.ties.identity and ties.identity and ties.identity != reference.ties.identity:
+        if not ties.holder and ties.identity.federation == reference.ties.identity.federation:
+            return  # what an earlier key generation encrypted, in its own place
         yield MismatchError(
             f"{path} is of {ties.identity}, and {reference.path} of {reference.ties.identity}", hint=WHOLE_FOLDER
         )

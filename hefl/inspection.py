@@ -17,6 +17,7 @@ from hefl.ckks.context import open_public, open_secret
 from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
 from hefl.findings import WHOLE_FOLDER, Finding, Ties, compared
+from hefl.journal import read_moment
 from hefl.keys import credentials, fields, keyfile, party
 from hefl.keys.tls import holder_of
 from hefl.modelfile import SUFFIXES, read_arrays
@@ -219,6 +220,16 @@ def _frame(path: Path) -> Finding:
     )
 
 
+def _journal(path: Path) -> Finding:
+    run = read_moment(path.parent).run
+    return Finding(
+        path=path,
+        what="the journal of a run, at the server",
+        audience="the server's operator: it names who takes part",
+        details=(("run", run.run), ("state", f"{run.phase.value}, round {run.next_round} of {run.last_training}")),
+    )
+
+
 def _model(path: Path) -> Finding:
     arrays = read_arrays(path)
     return Finding(
@@ -245,6 +256,7 @@ _KINDS = (
     _Kind(b"-----BEGIN CERTIFICATE", "a certificate", _certificate),
     _Kind(b"-----BEGIN", "a private key", _private_key),
     _Kind(wire.MAGIC, "an update or a sum", _frame),
+    _Kind(b"SQLite format 3\0", "a run's journal", _journal),
 )
 
 

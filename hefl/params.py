@@ -125,3 +125,32 @@ WEIGHT_BUDGET = 2**16
 
 TAG_REPEATS = 3
 """Independent hashes modulo each prime in a tag: a forgery passes with probability (2/q)**3."""
+
+LIES = (
+    "add-to-margin",
+    "add-to-lane",
+    "add-above-lanes",
+    "scale-client",
+    "swap-weights",
+    "other-weight",
+    "count-twice",
+    "leave-out",
+    "member-twice",
+    "other-seed",
+    "replay-update",
+    "replay-seed",
+    "replay-sum",
+    "one-upload",
+    "swap-blocks",
+    "multiply-by-x",
+    "mix-rounds",
+    "mix-attempts",
+    "truncate",
+    "unreduced",
+    "fork",
+    "rewind",
+    "false-head",
+    "false-weight",
+    "isolate",
+)
+"""What ``hefl demo --tamper`` makes its server do; see tampering, and from "fork" on adversary."""

@@ -21,6 +21,23 @@ STOP_S = 10.0
 Event = Mapping[str, Any]
 
 
+class ChildFailedError(HeflError):
+    """A command ended with another exit code than 0.
+
+    Attributes:
+        name: Whose.
+        code: Its exit code.
+        lines: What it said on stderr.
+    """
+
+    def __init__(self, name: str, code: int, lines: Sequence[str]) -> None:
+        said = " / ".join(lines[-3:]) or "it said nothing"
+        super().__init__(f"{name} failed with exit code {code}: {said}")
+        self.name = name
+        self.code = code
+        self.lines = tuple(lines)
+
+
 class Children:
     """Commands that run with ``--json``; whatever is left of them is stopped at the end.
 
@@ -38,11 +55,11 @@ class Children:
         self._readers: list[threading.Thread] = []
         self._events: queue.Queue[tuple[str, Event | None]] = queue.Queue()
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, module: Sequence[str] = ("hefl.cli",)) -> None:
         """Start one command; its events come with ``events``, each with the time at which it was read."""
         with self._log(name).open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "hefl.cli", *arguments, "--json"],
+                [sys.executable, "-m", *module, *arguments, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -75,9 +92,8 @@ class Children:
         if child.returncode == 0:
             return
         lines = self._log(name).read_text(errors="replace").splitlines()
-        kind = UsageError if child.returncode == UsageError.exit_code else HeflError
-        said = " / ".join(lines[-3:]) or "it said nothing"
-        raise kind(f"{name} failed with exit code {child.returncode}: {said}")
+        failed = ChildFailedError(name, child.returncode, lines)
+        raise UsageError(failed.message) if child.returncode == UsageError.exit_code else failed
 
     def _read(self, name: str, stdout: IO[str]) -> None:
         with stdout:
@@ -105,7 +121,11 @@ class Children:
 
 
 def run_federation(
-    children: Children, keys: Path, serve: Sequence[str], clients: Mapping[str, Sequence[str]]
+    children: Children,
+    keys: Path,
+    serve: Sequence[str],
+    clients: Mapping[str, Sequence[str]],
+    module: Sequence[str] = ("hefl.cli",),
 ) -> Iterator[tuple[str, Event]]:
     """Start a server, and once it listens its clients, on loopback; yields their events until all have ended.
 
@@ -114,8 +134,10 @@ def run_federation(
         keys: The federation's folder, made for 127.0.0.1.
         serve: Further arguments of ``hefl serve``.
         clients: Further arguments of ``hefl client``, by name.
+        module: What runs the server's command line, and its first arguments.
     """
-    children.start("server", "serve", str(keys / "server"), "--port", "0", "--min-clients", str(len(clients)), *serve)
+    serving = ("serve", str(keys / "server"), "--port", "0", "--min-clients", str(len(clients)), *serve)
+    children.start("server", *serving, module=module)
     for name, event in children.events():
         if event["event"] == "listening":
             for client, arguments in clients.items():

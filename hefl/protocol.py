@@ -6,7 +6,7 @@
     GET  /v1/rounds/ROUND/ATTEMPT/update        -> Held: how much of it is here, so that it need not travel again
     POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
-    GET  /v1/records?after=ROUND                -> Records, oldest first, some at a time; without ROUND from round 0
+    GET  /v1/records?after=ROUND                -> records as of ``compact``, oldest first; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
     POST /v1/fetched                            Confirmation: the client has the last record
     POST /v1/leave                              the client goes
@@ -136,12 +136,6 @@ class Held(Value, frozen=True, kw_only=True):
 
     bytes: Annotated[int, msgspec.Meta(ge=0)]
     committed: bool
-
-
-class Records(Value, frozen=True, kw_only=True):
-    """Records of rounds one after another; none where there are no more."""
-
-    records: tuple[Record, ...]
 
 
 MetricName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,64}\Z")]

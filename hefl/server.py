@@ -7,11 +7,13 @@ import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable
+from typing import ClassVar
 
 import msgspec
 from aiohttp import web
 
 from hefl import protocol
+from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
@@ -38,7 +40,7 @@ from hefl.keys.roll import Roll
 from hefl.limits import Limits, Turns
 from hefl.listener import Listener, refused
 from hefl.params import POLL_S
-from hefl.protocol import Confirmation, Held, Join, MetricsReport, Records, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Clock, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
@@ -76,6 +78,8 @@ class Server:
         UsageError: The settings allow no round, or plain HTTP beyond this machine.
         EngineError: ``plaintext`` beyond this machine.
     """
+
+    coordinator_type: ClassVar[type[Coordinator]] = Coordinator
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class Server:
         self._roll = Roll(folder)
         self._reported = -1
         self._noticed: set[str] = set()  # whose certificate was looked at for its end
-        self._coordinator = Coordinator(folder.public, engine, settings, journal, spool, emit)
+        self._coordinator = self.coordinator_type(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
         """Make ``serve`` return soon, wherever the run is."""
@@ -415,7 +419,7 @@ class Server:
         text = request.query.get("after")
         after = -1 if text is None else protocol.whole_number(text, "after")
         records = await asyncio.to_thread(self._coordinator.records, after)
-        return _json(Records(records=tuple(records)))
+        return web.Response(body=encode_records(records), content_type="application/msgpack")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""

@@ -69,21 +69,27 @@ class SklearnTrainer:
         made = self._estimator
         if not isinstance(made, (LogisticRegression, MLPClassifier)):
             raise TrainerError(
-                f"the estimator is a LogisticRegression or an MLPClassifier, got a {type(made).__name__}"
+                f"the estimator is a LogisticRegression or an MLPClassifier, got a {type(made).__name__}",
+                hint="for another estimator, write a trainer: see hefl.trainer.Trainer",
             )
         if isinstance(made, LogisticRegression) and made.solver == "liblinear":
             raise TrainerError("solver 'liblinear' cannot start from the global model", hint="take 'lbfgs' or 'saga'")
         if isinstance(made, MLPClassifier) and (made.solver == "lbfgs" or made.early_stopping):
             raise TrainerError(
-                "an MLPClassifier that trains round by round needs solver 'adam' or 'sgd', and no early_stopping"
+                "an MLPClassifier that trains round by round needs solver 'adam' or 'sgd', and no early_stopping",
+                hint="all clients stop alike with 'hefl client --patience'",
             )
         if len(self.classes) < 2 or not len(self._labels):
             raise TrainerError(
-                f"at least 2 classes and 1 training row are needed, got {len(self.classes)} and {len(self._labels)}"
+                f"at least 2 classes and 1 training row are needed, got {len(self.classes)} and {len(self._labels)}",
+                hint="name all classes that any client has, in the same order everywhere, and give each client data",
             )
         unknown = np.setdiff1d(np.concatenate([self._labels, self._validation[1]]), self.classes)
         if len(unknown):
-            raise TrainerError(f"{len(unknown)} labels of the data are not among the {len(self.classes)} classes")
+            raise TrainerError(
+                f"{len(unknown)} labels of the data are not among the {len(self.classes)} classes",
+                hint="name all classes that any client has, in the same order everywhere",
+            )
         if len(self._lacking) and getattr(made, "class_weight", None) == "balanced":
             raise TrainerError(
                 f"class_weight='balanced' has no weight for the {len(self._lacking)} classes that this client lacks",

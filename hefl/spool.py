@@ -41,7 +41,7 @@ class Upload:
             UnreachableError: It is whole already, and being checked.
         """
         if self._whole:
-            raise UnreachableError("the update is here and being checked: ask again in a moment")
+            raise UnreachableError("the update is here and being checked", hint="ask again in a moment")
         if offset > self.held_bytes:
             raise ConflictError(f"an upload from byte {offset} on, and {self.held_bytes} bytes are here")
         self._turn += 1

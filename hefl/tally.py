@@ -10,7 +10,7 @@ from pathlib import Path
 from hefl.ckks.context import PublicContext
 from hefl.engine import Engine
 from hefl.errors import MalformedError, StateError
-from hefl.history import Record
+from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.rounds import Committed
 from hefl.spool import Spool
@@ -51,12 +51,15 @@ class Tally:
             run = self._journal.now.run
             if run.announcement is None:
                 raise StateError("a sum where no attempt is open")
-            summation = Summation(self._public, self._engine, run.announcement)
+            summation = self._empty_sum(run.announcement)
             with self.timings.phase("aggregate"):
                 for name, digest in run.committed.items():
                     summation.add(summation.open(self._spool.update(digest), name), name)
             self._summation = summation
         return self._summation
+
+    def _empty_sum(self, announcement: Announcement) -> Summation:
+        return Summation(self._public, self._engine, announcement)
 
     def take(self, frame: Frame, event: Committed) -> None:
         """Fold an update in and commit it: in this order, for one that does not parse must not be committed.

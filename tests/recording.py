@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from federation import Federation
@@ -16,6 +17,7 @@ from trainers import Drift
 
 from hefl.client import Client
 from hefl.clientstate import ClientState
+from hefl.compact import decode_records
 from hefl.connection import Body, Connection
 from hefl.engine import Weighting, load_engine
 from hefl.files import private_folder
@@ -86,7 +88,9 @@ def record_run(
             answer = await super().call(method, path, body, headers)
             if path == "/v1/join" and isinstance(body, bytes):
                 recorded.sealed_layout = json.loads(body)["sealed_layout"].encode()
-            for record in records_in(json.loads(answer) if answer else None):
+            compact = path.startswith("/v1/records")
+            shown = msgspec.to_builtins(decode_records(answer)) if compact else json.loads(answer or "null")
+            for record in records_in(shown):
                 recorded.records[record["announcement"]["round"]] = record
             return answer
 

@@ -1,101 +1,106 @@
-"""Each lie about a sum is refused, by the check that is meant for it, before a secret touches the sum."""
+"""A server that lies, as a real process with real clients: each lie is noticed in its round, by its check."""
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import Array
+from federation import Command, Federation
 
-from hefl.adversary import SUM_LIES, LyingSummation, Memory
-from hefl.ckks import packed
-from hefl.ckks.context import PublicContext, SecretContext
-from hefl.ckks.packed import PackedEngine
-from hefl.errors import ProtocolError
-from hefl.history import Announcement, Participant, Record
-from hefl.updates import read_aggregate, write_update
+from hefl.params import LIES
+from hefl.tampering import SUM_LIES
 
 NAMES = ("alice", "bob", "carol")
-VALUES = 50_000
-"""Several blocks."""
 
-CHECKS = {
-    "other-weight": "weights-announced",
-    "member-twice": "names-distinct",
-    "truncate": "form",
-    "unreduced": "form",
+SHOWN = {
+    "fork": ("carol", 2, "head"),
+    "rewind": ("alice", 2, "history"),
+    "false-head": ("alice", 1, "head"),
+    "false-weight": ("alice", 1, "own-weight"),
+    "isolate": ("alice", 1, "enough-participants"),
 }
-"""By which check a lie is caught, where that is not the tag."""
+"""Who notices which lie of what is shown, before which round's upload, and by which check."""
 
 
-@dataclass
-class Run:
-    """A run of the packed engine without a network: the same people and weights each round."""
-
-    secret: SecretContext
-    public: PublicContext
-    engine: PackedEngine
-    memory: Memory
-    weights: tuple[int, ...] = (3, 2, 2)
-
-    def attempt(self, number: int, attempt: int = 1) -> tuple[Announcement, LyingSummation]:
-        announcement = Announcement(
-            run="ab" * 16,
-            round=number,
-            attempt=attempt,
-            exchange="training",
-            engine="packed",
-            precision_bits=24,
-            weighting="server",
-            nonce=f"{10 * number + attempt:064x}",
-            head="cd" * 32,
-            values=VALUES,
-            deadline_s=60.0,
-            participants=tuple(
-                Participant(name=n, num_examples=w, join_nonce="00" * 16)
-                for n, w in zip(NAMES, self.weights, strict=True)
-            ),
-        )
-        summation = LyingSummation(self.public, self.engine, announcement, self.memory)
-        for i, name in enumerate(NAMES):
-            out = io.BytesIO()
-            vector: Array = np.arange(VALUES) * (i + 1) % 1000 - 500
-            write_update(out, vector, self.secret, self.engine, announcement, name)
-            summation.add(summation.open(out.getvalue(), name), name)
-        return announcement, summation
-
-    def published(self, number: int, attempt: int = 1) -> tuple[Announcement, bytes, Record]:
-        announcement, summation = self.attempt(number, attempt)
-        out = io.BytesIO()
-        record = summation.finish(out)
-        return announcement, out.getvalue(), record
-
-    def read(self, announcement: Announcement, data: bytes, record: Record) -> None:
-        total = read_aggregate(data, self.secret, self.engine, announcement, record)
-        expected = sum(w * (np.arange(VALUES) * (i + 1) % 1000 - 500) for i, w in enumerate(self.weights))
-        np.testing.assert_array_equal(total.vector, expected)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", *NAMES)
 
 
-@pytest.mark.parametrize("lie", SUM_LIES)
-def test_a_lie_about_a_sum_is_refused_before_any_secret_operation(
-    secret: SecretContext, public: PublicContext, lie: str, monkeypatch: pytest.MonkeyPatch
+def serve(keys: Federation, lie: str, state: Path, *flags: str) -> Command:
+    """``hefl serve`` with a server that lies."""
+    where = (keys.folder / "server", "--port", "0", "--state", state, "--json")
+    server = keys.run(lie, "serve", *where, *flags, module="hefl.adversary")
+    server.until("listening")
+    keys.url = server.events[0]["url"]
+    return server
+
+
+def uploads(client: Command) -> int:
+    return sum("sent" in line and "kB" in line for line in client.err)
+
+
+def test_the_lies_that_can_be_named_are_all_there_are() -> None:
+    assert (*SUM_LIES, *SHOWN) == LIES
+
+
+@pytest.mark.parametrize("lie", SHOWN)
+def test_what_single_clients_are_shown_falsely_is_noticed_before_they_upload(
+    made: Federation, tmp_path: Path, lie: str
 ) -> None:
-    run = Run(secret, public, PackedEngine(), Memory(lie))
-    if lie == "mix-attempts":
-        run.memory.abandoned = run.attempt(1, attempt=1)[1].uploads
-    for number in (1, 2):
-        announcement, data, record = run.published(number, attempt=2)
-        if number in run.memory.told:
-            break
-        run.read(announcement, data, record)
-    assert run.memory.told == [2 if lie in ("replay-update", "replay-seed", "replay-sum", "mix-rounds") else 1]
+    who, number, check = SHOWN[lie]
+    with made as keys:
+        serve(keys, lie, tmp_path / "server", "--rounds", "4", "--min-clients", "3", "--round-timeout", "8")
+        clients = {name: keys.client(name, tmp_path / name) for name in NAMES}
+        assert clients[who].wait() == 4, clients[who].error
+        assert f"hefl: check: {check}" in clients[who].err
+        # alice begins the run with the initial arrays; nobody uploads once for the round of the lie
+        assert uploads(clients[who]) == number - 1 + (who == "alice")
 
-    def forbidden(*_: object) -> None:
-        raise AssertionError("a secret was derived for a sum that is a lie")
 
-    monkeypatch.setattr(packed, "one_time_secret", forbidden)
-    with pytest.raises(ProtocolError) as caught:
-        run.read(announcement, data, record)
-    assert caught.value.check == CHECKS.get(lie, "tag")
+@pytest.mark.parametrize("lie", ["add-to-lane", "replay-update"])
+def test_a_false_sum_stops_every_client_with_exit_code_4_and_the_name_of_the_check(
+    made: Federation, tmp_path: Path, lie: str
+) -> None:
+    with made as keys:
+        serve(keys, lie, tmp_path / "server", "--rounds", "4", "--min-clients", "3")
+        clients = [keys.client(name, tmp_path / name, "--save", tmp_path / f"{name}.npz") for name in NAMES]
+        for client in clients:
+            assert client.wait() == 4, client.error
+            assert "hefl: check: tag" in client.err
+        assert not list(tmp_path.glob("*.npz"))
+
+
+def test_clients_that_skip_a_false_sum_keep_the_last_good_model_and_go_on(made: Federation, tmp_path: Path) -> None:
+    with made as keys:
+        server = serve(keys, "add-to-margin", tmp_path / "server", "--rounds", "2")
+        clients = [keys.client(name, tmp_path / name, "--on-tamper", "skip") for name in NAMES]
+        assert [c.wait() for c in clients] == [0, 0, 0], clients[0].error
+        assert server.wait() == 0
+        for client in clients:
+            assert sum("did not pass the check 'tag'" in line for line in client.err) == 2
+            losses = [e["metrics"]["loss"] for e in client.events if e["event"] == "round" and e["round"] > 0]
+            assert losses[0] is None  # of the rounds whose sums are lies
+            assert losses[-1] == pytest.approx(0.5)  # of the initial model, which stayed
+
+
+def test_the_demo_ends_with_exit_code_4_and_the_name_of_the_check(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "hefl.cli", "demo", "--tamper", "scale-client", "--rounds", "3"]
+    demo = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), timeout=100)
+    assert demo.returncode == 4, demo.stderr
+    assert "hefl: check: tag" in demo.stderr.splitlines()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fork_takes_three_clients(tmp_path: Path) -> None:
+    command = Command("demo", "--tamper", "fork", cwd=tmp_path)
+    assert command.wait() == 2
+    assert "--clients 3" in command.error
+
+
+def test_lies_need_an_engine_that_verifies(tmp_path: Path) -> None:
+    command = Command("demo", "--tamper", "fork", "--clients", "3", "--engine", "tenseal", cwd=tmp_path)
+    assert command.wait() == 3

@@ -114,7 +114,7 @@ def test_data_that_does_not_exist_is_named(tmp_path: Path, data: str) -> None:
         (["--data", "digits:2/5", "--partition", "dirichlet:-1"], "got 'dirichlet:-1'"),
         (["--data", "iris:61/61"], "leaves client alice (part 61 of 61) 1; every client needs at least 2"),
         (["--data", "iris:2/20", "--partition", "dirichlet:0.001"], "of 120 training examples leaves "),
-        (["--data", "iris:alice", "--data-seed", "-1"], "invalid value for '--data-seed'"),
+        (["--data", "iris:alice", "--data-seed", "-1"], "--data-seed takes a whole number"),
         (["--trainer", "trainers:Drift", "--partition", "dirichlet:1"], "--trainer brings its own"),
     ],
 )

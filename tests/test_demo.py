@@ -107,7 +107,7 @@ def test_five_clients_with_different_labels_come_within_two_points_of_pooled_dat
         (("--engine", "plaintext"), "compares an encrypted training"),
         (("--partition", "dirichlet:x"), "--partition takes iid, or dirichlet:ALPHA"),
         (("--partition", "dirichlet:0.001", "--clients", "20"), "leaves client"),
-        (("--data", "mnist"), "'mnist' is not one of 'iris', 'digits', 'breast_cancer', 'wine'"),
+        (("--data", "mnist"), "--data takes one of iris, digits, breast_cancer, wine, got 'mnist'"),
     ],
 )
 def test_a_demo_that_cannot_be_run_says_so_and_leaves_nothing(

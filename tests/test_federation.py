@@ -17,6 +17,7 @@ from helpers import redigested
 
 from hefl import protocol
 from hefl.clientstate import read_model
+from hefl.compact import decode_records
 from hefl.errors import StateError, TamperError
 from hefl.history import Record, genesis
 from hefl.keys import party
@@ -269,7 +270,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
             answer = connection.getresponse()
             body = answer.read()
             assert answer.status == 200, body
-            return list(protocol.decode(body, protocol.Records).records)
+            return list(decode_records(body))
 
         with closing(connection):
             pages = [fetch("")]

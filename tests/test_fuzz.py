@@ -162,7 +162,6 @@ SAID: tuple[Value, ...] = (
     ),
     FRAMES,
     record(FRAMES),
-    protocol.Records(records=(record(FRAMES),)),
     protocol.Held(bytes=7, committed=False),
     protocol.MetricsReport(round=3, metrics={"accuracy": 0.5, "loss": None}),
     protocol.Confirmation(mac="c0" * 32),

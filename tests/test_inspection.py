@@ -178,6 +178,15 @@ def test_updates_and_models_are_told(fed: Path, tmp_path: Path) -> None:
     assert "is of federation" in problems(tmp_path / "update.bin", stranger / "server")["update.bin"][0]
 
 
+def test_what_an_earlier_key_generation_encrypted_may_lie_about(fed: Path) -> None:
+    _, secret = keyfile.read_secret(fed / ALICE / "secret.hefl")
+    frame = update(load_engine("packed"), secret, announcement(engine="packed"), "alice", np.array([1, 2, 3]))
+    authority.change(fed, authority.Change(rotate=True))
+    (fed / ALICE / "state").mkdir()
+    (fed / ALICE / "state/update.bin").write_bytes(frame)
+    assert not problems(fed)
+
+
 def test_a_path_that_does_not_exist_is_a_wrong_call(tmp_path: Path) -> None:
     shown = Command("inspect", tmp_path / "nowhere")
     assert shown.wait() == 2

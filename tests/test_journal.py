@@ -39,6 +39,7 @@ from hefl.rounds import (
     Fetched,
     Finished,
     Joined,
+    Known,
     Left,
     Phase,
     Published,
@@ -126,7 +127,7 @@ def test_a_journal_that_is_opened_again_has_the_run_that_its_events_made(tmp_pat
 def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as journal:
         play(journal, 3)
-        first: list[Event] = [Left("bob"), Abandoned(frozenset({"alice"})), Joined("bob", 3, "0b" * 16)]
+        first: list[Event] = [Known(NAMES), Left("bob"), Abandoned(frozenset({"alice"})), Joined("bob", 3, "0b" * 16)]
         for event in first:
             journal.append(event)
         play_until(journal, Phase.DRAINING)

@@ -302,7 +302,7 @@ def test_a_full_disk_changes_nothing(fed: Path, monkeypatch: pytest.MonkeyPatch)
 
     before = contents(fed)
     monkeypatch.setattr(tls, "write_private", full)
-    with pytest.raises(StateError, match="No space left"):
+    with pytest.raises(StateError, match="no space left"):
         authority.change(fed, Change(renew=True))
     assert contents(fed) == before
 

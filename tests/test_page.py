@@ -168,7 +168,7 @@ def test_a_run_is_shown_live_until_it_ends(keys: Federation, tmp_path: Path, dri
         until(lambda: follow("Run ended after 3 rounds", "this page stays as it is."))
         assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], [alice.error, bob.error, server.error]
 
-    order = ["Initial model then 3 rounds", *(f"Round {n} of 3" for n in (1, 2, 3)), "Closing after 3 rounds"]
+    order = ["Initial model 3 rounds", *(f"Round {n} of 3" for n in (1, 2, 3)), "Closing after 3 rounds"]
     assert [order.index(h) for h in headings[:-1]] == sorted({order.index(h) for h in headings[:-1]})
     assert text(driver, "#link") == "run ended"
     assert set(clients_of(driver).values()) == {"finished"}

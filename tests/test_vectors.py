@@ -117,7 +117,7 @@ def test_every_error_that_the_page_names_exists_and_is_in_the_vectors() -> None:
 
 
 def test_the_page_is_short() -> None:
-    assert len(README.splitlines()) <= 220
+    assert len(README.splitlines()) <= 260
 
 
 # --- good vectors -----------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ function doing() {
 function heading() {
   const many = (n) => (n === 1 ? "1 round" : `${n} rounds`);
   if (now.phase === "ended") return ["Run ended", `after ${many(now.done)}`];
-  if (now.exchange === "initial") return ["Initial model", `then ${many(now.rounds)}`];
+  if (now.exchange === "initial") return ["Initial model", many(now.rounds)];
   if (now.exchange === "closing") return ["Closing", `after ${many(now.done)}`];
   return [`Round ${now.round}`, `of ${now.rounds}`];
 }
