@@ -116,10 +116,14 @@ def test_what_may_pass_is_tried_again_and_not_for_ever(keys: Federation, status:
     assert count > 1
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a" * 99_999],
+NO_ANSWERS = (
+    b"nonsense\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n" + b"a" * 99_999,
 )
+
+
+@pytest.mark.parametrize("data", NO_ANSWERS, ids=["nonsense", "length", "long"])
 def test_bytes_that_are_no_answer_are_an_error_of_hefls(keys: Federation, data: bytes) -> None:
     error, _ = asked(keys, data)
     assert isinstance(error, HeflError)
