@@ -264,8 +264,12 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
             create_private(path).close()
             sync_folder(path.parent)
     db = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

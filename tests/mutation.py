@@ -19,20 +19,24 @@ ODD_INTS = (0, 1, -1, 2, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2*
 ODD_TEXTS = ("", "\0", "a" * 33, "é", "\ud800", "../..", "A", "-", " ", "ab" * 32, "00" * 16, "\n", "a" * 5000, "nan")
 ODD: tuple[Any, ...] = (*ODD_INTS, *ODD_TEXTS, None, True, 0.5, -0.0, 1e308, [], {}, [[]], [None] * 2000, {"x": 1})
 
+AT_ONCE = 1000
+"""Hypothesis remembers every input until it is done."""
+
 Check = Callable[[st.DataObject], None]
 
 
 def try_many(count: int, check: Check, *, random: bool = False) -> None:
     """Run a check on so many drawn inputs; the same ones each time, unless they are to be random."""
     quiet = settings(
-        max_examples=count,
+        max_examples=min(count, AT_ONCE),
         deadline=None,
         database=None,
         derandomize=not random,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],  # a server that has changed would not fail twice
     )
-    quiet(given(st.data())(check))()
+    for _ in range(-(-count // AT_ONCE)):
+        quiet(given(st.data())(check))()
 
 
 @contextmanager

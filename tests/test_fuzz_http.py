@@ -32,7 +32,7 @@ SIZES = [pytest.param(250, id="some"), pytest.param(12_000, id="many", marks=[py
 MEMORY = 64 << 20
 """What the server may need beside what it had with its clients in; no request of these has half a megabyte."""
 UNFINISHED_S = 0.25
-"""A request that the server takes for unfinished is not answered before --patience; the fuzzer does not wait."""
+"""A request that the server takes for unfinished is not answered before --peer-timeout; the fuzzer does not wait."""
 
 LAYOUT = msgspec.structs.replace(
     JOIN, engine="packed", precision_bits=24, values={"initial": 20_000, "training": 10, "closing": 4}
@@ -149,7 +149,7 @@ def test_a_server_answers_whatever_it_is_asked_and_nothing_changes(tmp_path: Pat
     reached = Counter[str]()
     with Federation(tmp_path / "fed", "alice", "bob") as keys:
         state = tmp_path / "state"
-        server = keys.serve(state, "--join-wait", "0", "--round-timeout", "100000", "--patience", "5")
+        server = keys.serve(state, "--join-wait", "0", "--round-timeout", "100000", "--peer-timeout", "5")
         alice, bob = Peer(keys, "alice"), Peer(keys, "bob")
         for peer in (alice, bob):
             assert peer.ask("POST", "/v1/join", msgspec.json.encode(LAYOUT))[0] == 200
