@@ -114,7 +114,7 @@ def changed(draw: st.DataObject, request: Request) -> Request:
             case "path" if draw.draw(st.booleans()):
                 request = replace(request, path=draw.draw(st.sampled_from(PATHS)))
             case "path":
-                text = damaged(draw, request.path.encode()).decode("latin-1")
+                text = damaged(draw, request.path.encode(errors="surrogateescape")).decode("latin-1")
                 request = replace(request, path="".join(c for c in text if c not in " \r\n"))
             case "header":
                 name, value = draw.draw(st.sampled_from(HEADERS)), draw.draw(st.sampled_from(VALUES))
