@@ -91,6 +91,20 @@ def threads_table(rows: Rows) -> str:
     return table(("values", "phase", "1 thread ms", "2 threads ms", "faster"), lines)
 
 
+def authenticate_table(rows: Rows) -> str:
+    lines = [
+        [
+            f"{row['clients']}",
+            f"{row['encrypt_s'] * 1e3:.1f}",
+            f"{row['tag_ns_a_value']:.2f}",
+            f"{row['check_ns_a_value']:.2f}",
+            f"{row['record_bytes']:,}",
+        ]
+        for row in rows
+    ]
+    return table(("clients", "encrypt ms", "tag ns a value", "check ns a value", "record bytes"), lines)
+
+
 def startup_table(rows: Rows) -> str:
     lines = [[f"`{row['command']}`", f"{row['first_s']:.1f}", f"{row['later_s']:.1f}"] for row in rows]
     return table(("command", "first start s", "later starts s"), lines)
@@ -169,6 +183,7 @@ def sections() -> Mapping[Path, Mapping[str, str]]:
             "engines": engines_table(engines["rows"]),
             "rounds": rounds_table(rounds["rows"]),
             "threads": threads_table(read("threads")["rows"]),
+            "authenticate": authenticate_table(read("authenticate")["rows"]),
             "startup": startup_table(read("startup")["rows"]),
         },
         ROOT / "README.md": {"measurements": summary_table(engines["rows"], rounds["rows"])},

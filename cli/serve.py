@@ -54,7 +54,7 @@ log = logging.getLogger("hefl")
     help="At once; a client needs two or three. Beyond it, who has shown no certificate is cut off first.",
 )
 @click.option(
-    "--patience",
+    "--peer-timeout",
     type=click.FloatRange(0, min_open=True),
     default=PATIENCE_S,
     show_default=True,
@@ -65,7 +65,7 @@ log = logging.getLogger("hefl")
     type=click.FloatRange(0, min_open=True),
     default=MIN_BYTES_PER_S,
     show_default=True,
-    help="Bytes a second, over --patience: who sends or takes more slowly is cut off, and may try again.",
+    help="Bytes a second, over --peer-timeout: who sends or takes more slowly is cut off, and may try again.",
 )
 @click.option(
     "--max-values",
@@ -100,7 +100,7 @@ def serve(
     host: str,
     port: int,
     max_connections: int,
-    patience: float,
+    peer_timeout: float,
     min_rate: float,
     max_values: int,
     page_port: int | None,
@@ -185,7 +185,7 @@ def serve(
             host=host,
             port=port,
             insecure_http=insecure_http,
-            limits=Limits(max_connections=max_connections, patience_s=patience, min_bytes_per_s=min_rate),
+            limits=Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate),
         )
         page = None if page_port is None else Page(server.look, page_port, journal.last_records(KEPT_ROUNDS))
         run(_serve(server, page), stop=server.stop, terminated_is_success=True)

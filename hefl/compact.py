@@ -7,12 +7,13 @@ is a record's canonical JSON all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
 from hefl.errors import MalformedError
 from hefl.history import Announcement, Record
-from hefl.params import RECORDS_AT_ONCE
+from hefl.params import MAX_CLIENTS, RECORDS_AT_ONCE
 from hefl.protocol import UNREADABLE
 
 
@@ -40,10 +41,14 @@ class _Record(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     head: bytes
     values: int
     deadline_s: float
-    participants: tuple[_Participant, ...]
-    members: tuple[_Member, ...]
+    participants: Annotated[tuple[_Participant, ...], msgspec.Meta(max_length=MAX_CLIENTS)]
+    members: Annotated[tuple[_Member, ...], msgspec.Meta(max_length=MAX_CLIENTS)]
     digest: bytes
     tag: bytes
+
+
+# Lengths are checked before what they count is made: a few bytes of MessagePack become a hundred of Python's.
+_Parts = Annotated[list[bytes], msgspec.Meta(max_length=RECORDS_AT_ONCE)]
 
 
 def to_bytes(record: Record) -> bytes:
@@ -106,11 +111,9 @@ def encode_records(records: Sequence[Record]) -> bytes:
 def decode_records(data: bytes) -> tuple[Record, ...]:
     """Inverse of encode_records. Raises as from_bytes."""
     try:
-        parts = msgspec.msgpack.decode(data, type=list[bytes])
+        parts = msgspec.msgpack.decode(data, type=_Parts)
     except UNREADABLE as error:
         raise MalformedError(f"not a list of records: {error}") from error
-    if len(parts) > RECORDS_AT_ONCE:
-        raise MalformedError(f"{len(parts)} records came at once, and no answer has more than {RECORDS_AT_ONCE}")
     return tuple(from_bytes(part) for part in parts)
 
 

@@ -37,6 +37,9 @@ CHECKPOINT_EVENTS = 256
 BUSY_S = 5.0
 """How long a reader and the writer may get in each other's way."""
 
+LEAST_BYTES = 512
+"""SQLite's smallest page. A shorter file is the rest of one, which SQLite takes for empty, and a run would begin anew."""
+
 SCHEMA = """
 CREATE TABLE run (
     run TEXT NOT NULL, federation TEXT NOT NULL, generation INTEGER NOT NULL,
@@ -263,9 +266,15 @@ def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         with storing("the run's journal"):
             create_private(path).close()
             sync_folder(path.parent)
+    elif 0 < (size := path.stat().st_size) < LEAST_BYTES:
+        _damaged(path, f"it has {size} bytes")
     db = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error:
+        db.close()
+        raise
     return db
 
 

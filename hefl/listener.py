@@ -246,10 +246,13 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer bytes that are no request."""
-        if not isinstance(exc, HttpProcessingError):
+        if isinstance(exc, HttpProcessingError):
+            said = exc.message.partition("\n")[0].rstrip(":")
+        elif isinstance(exc, UnicodeError):  # aiohttp answers an Expect that it does not know by quoting it
+            said = "a header is not UTF-8"
+        else:
             return super().handle_error(request, status, exc, message)
-        said = exc.message.partition("\n")[0].rstrip(":")
-        response = self._listener.refuse(request, MalformedError(f"not a request: {said}"), status)
+        response = self._listener.refuse(request, MalformedError(f"not a request: {said}"), None)
         response.force_close()
         return response
 

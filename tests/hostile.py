@@ -73,8 +73,8 @@ class Peer:
         return msgspec.json.decode(self.ask("GET", "/v1/run")[1], type=protocol.View)
 
 
-def answer(connection: socket.socket) -> tuple[int, bytes]:
-    """The next answer's status and body."""
+def answer(connection: socket.socket, *, bodiless: bool = False) -> tuple[int, bytes]:
+    """The next answer's status and body, where it has one."""
     heard = b""
     while b"\r\n\r\n" not in heard:
         chunk = connection.recv(1 << 16)
@@ -84,7 +84,7 @@ def answer(connection: socket.socket) -> tuple[int, bytes]:
     head, _, body = heard.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     fields = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:])}
-    while len(body) < int(fields.get("content-length", "0")):
+    while not bodiless and len(body) < int(fields.get("content-length", "0")):
         chunk = connection.recv(1 << 16)
         if not chunk:
             raise ConnectionResetError("the answer is not whole")

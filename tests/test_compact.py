@@ -10,11 +10,13 @@ import pytest
 from helpers import announcement, record
 from hypothesis import given
 from hypothesis import strategies as st
+from mutation import memory_within
 
 from hefl.compact import decode_records, encode_records, from_bytes, to_bytes
 from hefl.errors import MalformedError
 from hefl.history import MemberEntry, Participant, Record
 from hefl.params import RECORDS_AT_ONCE
+from hefl.protocol import MAX_ANSWER_BYTES
 
 
 def of_ten() -> Record:
@@ -42,7 +44,7 @@ def test_a_record_of_ten_clients_has_less_than_a_thousand_bytes() -> None:
 
 
 def test_more_records_than_an_answer_may_have_are_refused() -> None:
-    with pytest.raises(MalformedError, match="no answer has more than"):
+    with pytest.raises(MalformedError, match="length <= 32"):
         decode_records(encode_records([record(announcement())] * (RECORDS_AT_ONCE + 1)))
 
 
@@ -64,3 +66,13 @@ def test_damaged_bytes_are_refused_or_are_another_record(data: st.DataObject) ->
     for cut in (good[:at], b"", good + b"\0"):
         with pytest.raises(MalformedError):
             from_bytes(cut)
+
+
+def test_an_answer_of_many_short_parts_takes_no_memory() -> None:
+    """Each of a few bytes there would be a hundred here."""
+    fields = msgspec.msgpack.decode(to_bytes(record(announcement())))
+    fields[11] = [["", 0, b""]] * (MAX_ANSWER_BYTES // 4)
+    for parts in ([b""] * (MAX_ANSWER_BYTES // 2), [msgspec.msgpack.encode(fields)]):
+        answer = msgspec.msgpack.encode(parts)
+        with memory_within(MAX_ANSWER_BYTES * 2), pytest.raises(MalformedError, match="length <="):
+            decode_records(answer)

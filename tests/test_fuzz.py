@@ -358,7 +358,7 @@ def test_a_damaged_journal_is_refused_or_says_what_it_said(tmp_path: Path, size:
         there = tmp_path / "there"
         there.mkdir(exist_ok=True)
         for old in there.iterdir():
-            old.unlink()
+            old.unlink(missing_ok=True)
         found = damaged(draw, data)
         (there / FILE).write_bytes(found)
         try:

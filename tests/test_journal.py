@@ -302,3 +302,13 @@ def test_a_full_disk_refuses_an_event_and_changes_nothing_until_there_is_room(tm
         run = play(journal, 3)
     with closing(opened(tmp_path)) as again:
         assert again.now.run == run
+
+
+@pytest.mark.parametrize("length", [1, 16, 100, 511])
+def test_what_is_left_of_a_journal_is_refused_and_no_run_begins_anew(tmp_path: Path, length: int) -> None:
+    opened(tmp_path).close()
+    left = (tmp_path / FILE).read_bytes()[:length]
+    (tmp_path / FILE).write_bytes(left)
+    with pytest.raises(StateError, match="is damaged"):
+        opened(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == left

@@ -78,7 +78,7 @@ def test_two_honest_clients_complete_a_run_among_slow_and_never_finishing_peers(
     """And each of those is cut off, while the run goes on or after it."""
     with keys, ExitStack() as stack:
         server = keys.serve(
-            tmp_path / "server", "--rounds", "3", "--join-wait", "60", "--patience", "3", "--min-clients", "3"
+            tmp_path / "server", "--rounds", "3", "--join-wait", "60", "--peer-timeout", "3", "--min-clients", "3"
         )
         mallory = Peer(keys, "mallory")
         silent = [stack.enter_context(mallory.plain()) for _ in range(20)]  # no TLS at all
@@ -153,7 +153,7 @@ def test_who_does_not_take_its_answer_is_cut_off(keys: Federation, tmp_path: Pat
     """The client's socket takes next to nothing, and the answers that it asks for are long."""
     long = msgspec.structs.replace(JOIN, sealed_layout=bytes(4 << 20))
     with keys, ExitStack() as stack:
-        server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--patience", "2")
+        server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--peer-timeout", "2")
         alice, mallory = Peer(keys, "alice"), Peer(keys, "mallory")
         assert alice.ask("POST", "/v1/join", msgspec.json.encode(long))[0] == 200
         other = msgspec.json.encode(msgspec.structs.replace(JOIN, layout="cd" * 32))
@@ -274,6 +274,8 @@ def test_text_that_is_no_text_is_refused(keys: Federation, tmp_path: Path) -> No
         assert (status, msgspec.json.decode(body)["error"]) == (400, "MalformedError")
         status, body = mallory.ask("GET", "/v1/run", headers={"Expect": "something"})
         assert (status, msgspec.json.decode(body)["error"]) == (417, "ProtocolError")
+        status, body = mallory.ask("GET", "/v1/run", headers={"Expect": "\udcff"})
+        assert (status, msgspec.json.decode(body)["error"]) == (400, "MalformedError")
         assert "Traceback" not in server.error
         assert not any("\udcff" in line for line in server.err)
 

@@ -191,7 +191,7 @@ def test_a_run_is_shown_live_until_it_ends(keys: Federation, tmp_path: Path, dri
 
     assert errors(driver) == []
     assert hosts(driver) == {"127.0.0.1"}
-    assert shifted(driver) < 0.05
+    assert shifted(driver) < 0.1  # what the web's vitals call good
 
 
 def test_the_page_fits_every_screen_in_both_colours_and_the_keyboard_reaches_all_of_it(

@@ -1,0 +1,129 @@
+"""A client against a server with a good certificate that answers what it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from federation import Federation
+from mutation import memory_within
+
+from hefl import protocol
+from hefl.connection import Connection
+from hefl.errors import HeflError, MalformedError, ProtocolError, UnreachableError
+from hefl.keys import party
+
+Ask = Callable[[Connection], Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
+
+
+def answer(body: bytes, status: str = "200 OK", *headers: str, length: int | None = None) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+def refusal(status: str, **fields: Any) -> bytes:
+    return answer(json.dumps({"error": "MalformedError", "message": "no", **fields}).encode(), status)
+
+
+async def _asked(keys: Federation, answers: Sequence[bytes], ask: Ask) -> tuple[Any, int]:
+    """What a client makes of such answers, one a request, the last one for ever; and how often it asked."""
+    credentials = party.read_server_folder(keys.folder / "server").credentials
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                count += 1
+                writer.write(answers[min(count, len(answers)) - 1])
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=credentials.server_context()) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        folder = party.read_client_folder(keys.folder / "clients/alice")
+        async with Connection(folder, url, "00" * 16, 1.0, insecure_http=False) as connection:
+            try:
+                found = await ask(connection)
+            except HeflError as error:
+                found = error
+        return found, count
+
+
+def asked(keys: Federation, *answers: bytes, ask: Ask | None = None) -> tuple[Any, int]:
+    return asyncio.run(_asked(keys, answers, ask or (lambda c: c.call("GET", "/v1/run"))))
+
+
+def test_an_answer_longer_than_any_honest_one_is_refused(keys: Federation) -> None:
+    long = protocol.MAX_ANSWER_BYTES + (1 << 20)
+    for body in (answer(b"x" * long), answer(b"x" * long, "400 Bad Request")):
+        with memory_within(5 * protocol.MAX_ANSWER_BYTES):  # the test's own copies among it
+            error, _ = asked(keys, body)
+        assert isinstance(error, MalformedError)
+        assert "oversized" in str(error)
+
+
+def test_an_aggregate_longer_than_any_honest_one_is_refused_and_not_kept(keys: Federation, tmp_path: Path) -> None:
+    target = tmp_path / "aggregate"
+    error, _ = asked(keys, answer(b"x" * 3000), ask=lambda c: c.download("/v1/rounds/1/aggregate", target, 1000))
+    assert isinstance(error, MalformedError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compressed_answer_does_not_grow(keys: Federation) -> None:
+    bomb = gzip.compress(bytes(1 << 20))
+    found, _ = asked(keys, answer(bomb, "200 OK", "Content-Encoding: gzip"))
+    assert found == bomb
+    with pytest.raises(MalformedError):
+        protocol.decode(found, protocol.View)
+
+
+def test_a_client_is_not_sent_elsewhere(keys: Federation) -> None:
+    error, count = asked(keys, answer(b"", "307 Temporary Redirect", "Location: /v1/elsewhere"))
+    assert (type(error), count) == (ProtocolError, 1)
+
+
+@pytest.mark.parametrize("kind", ["OtherLayoutError", "SystemExit", "KeyError", "Connection"])
+def test_a_refusal_by_a_name_that_is_no_error_of_its_own_is_a_protocol_error(keys: Federation, kind: str) -> None:
+    error, _ = asked(keys, refusal("400 Bad Request", error=kind))
+    assert (type(error), str(error)) == (ProtocolError, "no")
+
+
+def test_a_refusal_says_no_more_than_a_person_reads(keys: Federation) -> None:
+    error, _ = asked(keys, refusal("400 Bad Request", message="a" * 100_000, hint="b" * 100_000))
+    assert (len(error.message), len(error.hint)) == (protocol.MAX_TEXT, protocol.MAX_TEXT)
+
+
+@pytest.mark.parametrize("status", ["408 Request Timeout", "429 Too Many Requests", "503 Service Unavailable"])
+def test_what_may_pass_is_tried_again_and_not_for_ever(keys: Federation, status: str) -> None:
+    found, count = asked(keys, refusal(status), answer(b"at last"))
+    assert (found, count) == (b"at last", 2)
+    error, count = asked(keys, refusal(status))
+    assert isinstance(error, UnreachableError)
+    assert count > 1
+
+
+NO_ANSWERS = (
+    b"nonsense\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n" + b"a" * 99_999,
+)
+
+
+@pytest.mark.parametrize("data", NO_ANSWERS, ids=["nonsense", "length", "long"])
+def test_bytes_that_are_no_answer_are_an_error_of_hefls(keys: Federation, data: bytes) -> None:
+    error, _ = asked(keys, data)
+    assert isinstance(error, HeflError)
