@@ -20,7 +20,7 @@ test-slow: $(STAMP)  ## The tests that take long
 test-all: test test-slow
 
 bench: $(STAMP)  ## Measure, and write benchmarks/README.md from what was measured
-	for name in engines rounds threads authenticate startup report; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in engines rounds threads authenticate startup load soak report; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

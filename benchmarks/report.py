@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from results import read
+from soak import SETTLED, Sample, slope
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -110,6 +111,36 @@ def startup_table(rows: Rows) -> str:
     return table(("command", "first start s", "later starts s"), lines)
 
 
+def load_table(rows: Rows) -> str:
+    """What each client costs a server, and its memory beside what was planned."""
+    lines = []
+    for row in rows:
+        seconds = [f"{row['server_cpu_s'] * 1e3:.0f}", f"{row['round_s']:.1f}"]
+        sizes = [f"{row[k] / 1e6:.2f}" for k in ("bytes_up", "bytes_down")]
+        memory = [f"{row[k] / 1e6:.0f}" for k in ("idle_bytes", "initial_bytes", "peak_bytes")]
+        lines.append([str(row["clients"]), *seconds, *sizes, *memory, f"{row['planned_bytes'] / 1e6:.1f}"])
+    heads = ("clients", "server CPU ms a client", "round s", "MB up", "MB down", "idle MB", "round 0 MB", "peak MB")
+    return table((*heads, "planned sum MB"), lines)
+
+
+def soak_table(rows: Rows) -> str:
+    """Each process at round SETTLED and at the end, and what comes with each round between."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        samples = [Sample(**row) for row in rows if row["name"] == name and row["round"] >= SETTLED]
+        first, last = samples[0], samples[-1]
+        memory = [f"{s.memory_bytes / 1e6:.1f}" for s in (first, last)]
+        grown = [f"{slope(samples, field) / 1e3:.1f}" for field in ("memory_bytes", "disk_bytes")]
+        counts = [
+            f"{min(getattr(s, f) for s in samples)} to {max(getattr(s, f) for s in samples)}"
+            for f in ("descriptors", "files")
+        ]
+        lines.append([name, *memory, *grown, *counts, f"{last.disk_bytes / 1e6:.1f}"])
+    ends = [f"MB in round {SETTLED}", f"MB in round {rows[-1]['round']}"]
+    heads = ("process", *ends, "kB a round", "disk kB a round", "descriptors", "files", "disk MB")
+    return table(heads, lines)
+
+
 def summary_table(engines: Rows, rounds: Rows) -> str:
     """The few figures that the project's README shows."""
     rows = []
@@ -185,6 +216,8 @@ def sections() -> Mapping[Path, Mapping[str, str]]:
             "threads": threads_table(read("threads")["rows"]),
             "authenticate": authenticate_table(read("authenticate")["rows"]),
             "startup": startup_table(read("startup")["rows"]),
+            "load": load_table(read("load")["rows"]),
+            "soak": soak_table(read("soak")["rows"]),
         },
         ROOT / "README.md": {"measurements": summary_table(engines["rows"], rounds["rows"])},
     }
