@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     default=2,
     show_default=True,
     metavar="N",
-    help="Take part, and believe a sum, only where so many clients are in it.",
+    help="Answer no round, and believe no sum, of fewer clients than that: end with exit code 4 instead.",
 )
 @click.option(
     "--on-tamper",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hefl.cli.options import check_target, json_option, print_json
+from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 
 
 @click.command()
@@ -15,8 +16,17 @@ from hefl.cli.options import check_target, json_option, print_json
 @click.option("--to", "target", type=click.Path(path_type=Path), metavar="FILE", required=True, help="Where to.")
 @click.option("--force", is_flag=True, help="Replace a file.")
 @click.option("--state", type=click.Path(path_type=Path), help="The client's.  [default: DIR/clients/NAME/state]")
+@passphrase_file_option
 @json_option
-def export(folder: Path, round_num: int | None, target: Path, force: bool, state: Path | None, as_json: bool) -> None:
+def export(
+    folder: Path,
+    round_num: int | None,
+    target: Path,
+    force: bool,
+    state: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
     """Verify and decrypt one of the last global models that a client keeps, without a server.
 
     Writes .npz or .safetensors: names, shapes and types as the trainer has them. The file is not encrypted.
@@ -26,7 +36,7 @@ def export(folder: Path, round_num: int | None, target: Path, force: bool, state
     from hefl.modelfile import write_model
 
     check_target("--to", target, force=force)
-    keys = read_client_folder(folder)
+    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     model = read_model(state or folder / "state", keys.secret, round_num)
     write_model(target, model.layout, model.arrays)
     if as_json:

@@ -22,6 +22,7 @@ class Chain(Value, frozen=True, kw_only=True):
 
     Attributes:
         run: Its id.
+        federation, generation: Whose keys it runs with.
         head: Of the history up to ``round``.
         round: Of the last record; -1 where there is none.
         answered: Round and attempt that this client last answered.
@@ -32,6 +33,8 @@ class Chain(Value, frozen=True, kw_only=True):
     """
 
     run: Hex16
+    federation: Hex16
+    generation: int
     head: Hex32
     round: Annotated[int, msgspec.Meta(ge=-1)] = -1
     answered: tuple[int, int] = (-1, 0)
@@ -43,7 +46,12 @@ class Chain(Value, frozen=True, kw_only=True):
     @classmethod
     def begin(cls, identity: Identity, run: str) -> Chain:
         """Of a run that this client has seen nothing of."""
-        return cls(run=run, head=genesis(identity, run))
+        return cls(run=run, federation=identity.federation, generation=identity.generation, head=genesis(identity, run))
+
+    def is_left_for(self, identity: Identity, run: str) -> bool:
+        """Whether another run may follow: this one has ended, nothing of it was seen, or its keys were rotated away."""
+        same = (self.federation, self.generation) == (identity.federation, identity.generation)
+        return self.run != run and (self.ended or self.round < 0 or not same)
 
     def extended(self, record: Record, name: str) -> Chain:
         """The chain with one more record, for the client of that name.
@@ -62,7 +70,7 @@ class Chain(Value, frozen=True, kw_only=True):
                 check="attempt-rises",
             )
         self._check_own(record, name)
-        return msgspec.structs.replace(self, head=record.head, round=announcement.round)
+        return msgspec.structs.replace(self, head=record.head, round=announcement.round, ended=False)
 
     def check_shown(self, newest: Record | None) -> None:
         """Refuse a last record that is not the one that this chain ends in.

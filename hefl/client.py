@@ -47,6 +47,14 @@ T = TypeVar("T")
 
 OnTamper = Literal["stop", "skip"]
 
+MAX_JOINS = 30
+"""So often in a row a client joins that the server does not know any more."""
+REJOIN_S = 1.0
+MAX_FETCHES = 30
+"""So often a client asks for a last aggregate that the server does not give."""
+NO_HEAD = "00" * 32
+"""What a client confirms whose model is not the one that the run ended in."""
+
 
 class Client:
     """Takes part in one run, from joining to the last record.
@@ -106,6 +114,8 @@ class Client:
         self.confirmed: tuple[str, ...] = ()
         self.unconfirmed: tuple[str, ...] = ()
         self._welcome: Welcome | None = None
+        self._rounds = 0
+        self._apart = False  # this client's model is not that of the last round, which it skipped
         self._view: View | None = None
         self._news = asyncio.Event()
         self._done: tuple[int, int] = (-1, 0)
@@ -151,8 +161,10 @@ class Client:
         except protocol.OtherLayoutError as error:
             raise self._layout_error(error) from error
         welcome = protocol.decode(body, Welcome)
-        if self._welcome and welcome.run != self._welcome.run:
-            raise ConflictError("the server has begun another run", hint="start this client again to join it")
+        if self._welcome and welcome.run != self._welcome.run and self._taken >= 0:
+            raise ConflictError(
+                "the server has begun another run", hint="ask who runs it why, and start this client again"
+            )
         if self._welcome is None:
             log.info(
                 "joined %(url)s as %(client)s with %(num_examples)d examples",
@@ -160,6 +172,7 @@ class Client:
             )
         self._begin(welcome.run)
         self._welcome = welcome
+        self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
         """Name the first difference, which only a client can read."""
@@ -171,25 +184,40 @@ class Client:
 
     async def _poll(self) -> None:
         """Keep the newest view, and show the server that this client lives."""
+        refused = 0
         while True:
             after = self._view.version if self._view else 0
             try:
                 view = protocol.decode(await self._connection.call("GET", f"/v1/run?after={after}"), View)
-            except StaleError:
+            except StaleError as error:
+                refused += 1
+                if refused > MAX_JOINS:
+                    raise ConflictError(
+                        f"the server lets this client join, and then does not know it: {error}"
+                    ) from error
+                await asyncio.sleep(REJOIN_S * (refused > 1))
                 await self._join()
                 continue
+            refused = 0
             self._view = view
             self._news.set()
 
     async def _next_view(self, poll: asyncio.Task[None], after: int) -> View:
         """Wait for a view newer than ``after``; raises what ended the polling."""
         while self._view is None or self._view.version <= after:
-            self._news.clear()
-            waiting = asyncio.create_task(self._news.wait())
-            await asyncio.wait([waiting, poll], return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if poll.done():
-                poll.result()
+            await self._next_answer(poll)
+        return self._view
+
+    async def _next_answer(self, poll: asyncio.Task[None]) -> View:
+        """Wait for the next view, newer or not: what is over by time alone makes no news."""
+        self._news.clear()
+        waiting = asyncio.create_task(self._news.wait())
+        await asyncio.wait([waiting, poll], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if poll.done():
+            poll.result()
+        if self._view is None:
+            raise StateError("news without a view")
         return self._view
 
     async def _take_part(self, poll: asyncio.Task[None]) -> None:
@@ -200,12 +228,35 @@ class Client:
             await self._follow(view)
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
-                await self._confirm(view, poll)
-                self._say_how_it_ended(view)
-                return
+                await self._take_last(view)
+                if await self._confirm(view, poll):
+                    self._say_how_it_ended(view)
+                    return
+                version = -1  # the run goes on after all
+                continue
             announcement = view.announcement
             if announcement and self._is_asked(announcement) and not view.committed:
                 await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
+
+    async def _take_last(self, view: View) -> None:
+        """Have the run's last aggregate, or fail: a client that ends without it would have an old model.
+
+        Raises:
+            TamperError: The server does not give it.
+        """
+        for _ in range(MAX_FETCHES):
+            if self._taken >= self._chain.round:
+                return
+            await asyncio.sleep(REJOIN_S)
+            view = self._view or view
+            if view.phase not in ("draining", "ended"):
+                return
+            await self._follow(view)
+            await self._take_records(view)
+        raise TamperError(
+            f"the server ends the run, and does not give the aggregate of its last round {self._chain.round}",
+            check="history",
+        )
 
     @property
     def _chain(self) -> Chain:
@@ -214,20 +265,21 @@ class Client:
         return self._state.chain
 
     def _begin(self, run: str) -> None:
-        """Follow the run that the server runs: the one that this client was in, or another where that has ended.
+        """Follow the run that the server runs: the one that this client was in, or another where that is over.
 
         Raises:
             TamperError: It was in another, which has not ended.
         """
         chain, identity = self._state.chain, self._folder.secret.identity
-        if chain and chain.run != run and not chain.ended and chain.round >= 0:
+        if chain and chain.run == run:
+            return
+        if chain and not chain.is_left_for(identity, run):
             raise TamperError(
                 f"the server is in another run than this client, whose run is at round {chain.round} and has not ended",
                 hint="where whoever runs the server began anew on purpose, name another folder with --state",
                 check="run",
             )
-        if chain is None or chain.run != run:
-            self._state.follow(Chain.begin(identity, run))
+        self._state.begin(Chain.begin(identity, run))
 
     async def _follow(self, view: View) -> None:
         """Check that what the server shows continues what this client has seen, record by record.
@@ -274,8 +326,11 @@ class Client:
 
     def _say_how_it_ended(self, view: View) -> None:
         """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
-        last, rounds = view.model.announcement.round if view.model else 0, self._welcome.rounds if self._welcome else 0
-        if view.model is None or last >= rounds:
+        if view.model is None:
+            log.warning("the run ended before there was a model")
+            return
+        last, rounds = view.model.announcement.round, self._rounds
+        if last >= rounds:
             return
         if reason := self._learner.reason_to_stop:
             log.info("stopped after round %d of %d: %s", last, rounds, reason)
@@ -283,20 +338,26 @@ class Client:
             log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
             log.warning("hint: the model is that of round %d; ask who runs the server why", last)
 
-    async def _confirm(self, view: View, poll: asyncio.Task[None]) -> None:
-        """Tell the other clients in which head the run has ended, and hear whether it is the same for them."""
+    async def _confirm(self, view: View, poll: asyncio.Task[None]) -> bool:
+        """Tell the other clients in which head the run has ended, and hear whether it is the same for them.
+
+        Returns:
+            False where the run goes on, because it was extended meanwhile.
+        """
         secret, head, me = self._folder.secret, self._chain.head, self._folder.name
-        self._state.follow(msgspec.structs.replace(self._chain, ended=True))
-        newest = view.closing or view.model
+        newest = view.closing if view.closing and view.closing.head == head else view.model
         others = {m.name for m in newest.members if m.name != me} if newest else set()
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
-        own = Confirmation(mac=confirmation(secret, head, me))
+        own = Confirmation(mac=confirmation(secret, NO_HEAD if self._apart else head, me))
         try:
             await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
             while not (expected.items() <= view.confirmations.items() or view.settled):
-                view = await self._next_view(poll, view.version)
+                view = await self._next_answer(poll)
+                if view.phase not in ("draining", "ended"):
+                    return False
         except (UnreachableError, StaleError) as error:
             log.info("the run is over, and this client has its model; %s", error)
+        self._state.follow(msgspec.structs.replace(self._chain, ended=True))
         self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
         if self.unconfirmed:
@@ -304,6 +365,7 @@ class Client:
             log.warning("hint: ask them whether their last round is this one; the server may have shown them another")
         elif self.confirmed:
             log.info("the model is confirmed by %s", ", ".join(self.confirmed))
+        return True
 
     def _is_asked(self, announcement: Announcement) -> bool:
         """Whether this client is to answer: it takes part, and has not answered yet.
@@ -373,9 +435,9 @@ class Client:
         log.info("round %(round)d: sent %(kilobytes).1f kB", {"round": announcement.round, "kilobytes": size / 1e3})
 
     async def _take_records(self, view: View) -> None:
-        """Fetch and accept each record that is news."""
-        for record in sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round):
-            if record.announcement.round <= self._taken:
+        """Fetch and accept each record that is news; closing metrics of before the last model are none."""
+        for record in filter(None, (view.model, view.closing)):
+            if record.announcement.round <= max(self._taken, self._model_round(view) if record is view.closing else -1):
                 continue
             path = self._state.aggregate
             limit = max_aggregate_bytes(self._learner.engine, record.announcement)
@@ -390,6 +452,9 @@ class Client:
             self._taken = record.announcement.round
             await self._report(record, metrics, size)
             await self._tell_metrics(record.announcement.round - 1, metrics)
+
+    def _model_round(self, view: View) -> int:
+        return view.model.announcement.round if view.model else -1
 
     async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
         """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""
@@ -408,11 +473,13 @@ class Client:
         before = learner.model and learner.model.arrays
         try:
             metrics = learner.accept(path, record, self._min_participants)
+            self._apart = self._apart and record.announcement.exchange == "closing"
         except ProtocolError as error:
             if self._on_tamper == "stop":
                 raise
             log.error("round %d did not pass the check %r", record.announcement.round, error.check)
             metrics = learner.pass_over(record.announcement, error)
+            self._apart = True
         if learner.model and learner.model.arrays is not before:
             self._state.keep(record, learner.layout, self._folder.secret)
         path.unlink(missing_ok=True)

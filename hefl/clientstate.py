@@ -79,6 +79,12 @@ class ClientState:
         if chain != self._session.chain:
             self._write(msgspec.structs.replace(self._session, chain=chain))
 
+    def begin(self, chain: Chain) -> None:
+        """Follow another run: what is kept of the one before goes. Raises StateError where it cannot be stored."""
+        for path in self._aggregates.iterdir():
+            path.unlink()
+        self.follow(chain)
+
     def keep(self, record: Record, layout: Layout, secret: SecretContext) -> None:
         """Keep the aggregate that has come and made a new model, with what it takes to read it again; drop older ones.
 
@@ -87,9 +93,8 @@ class ClientState:
         """
         stem = f"{record.announcement.round:010}"
         with storing("the aggregate"):
-            if not (self._folder / "layout").exists():
-                with replacing(self._folder / "layout") as file:
-                    file.write(layout.seal(secret))
+            with replacing(self._aggregates / f"{stem}.layout") as file:
+                file.write(layout.seal(secret))
             with replacing(self._aggregates / f"{stem}.json") as file:
                 file.write(msgspec.json.encode(record))
             self.aggregate.replace(self._aggregates / f"{stem}.agg")
@@ -149,7 +154,7 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
             hint="a client keeps its last ones; see its --keep, and --state",
         )
     stem = folder / "aggregates" / f"{number:010}"
-    layout = unseal(_read(folder / "layout"), secret)
+    layout = unseal(_read(stem.with_suffix(".layout")), secret)
     record = protocol.decode(_read(stem.with_suffix(".json")), Record)
     announcement, terms = record.announcement, record.announcement.terms
     engine = load_engine(
@@ -160,6 +165,8 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
     )
     total = read_aggregate(_read(stem.with_suffix(".agg")), secret, engine, announcement, record)
     codec = make_codec(engine, layout, lambda: 1)  # which counts for what is sent only
+    if announcement.values != codec.values(announcement.exchange):
+        raise StateError(f"{stem}.agg is not of the model that {stem}.layout describes", hint="name another --round")
     initial = announcement.exchange == "initial"
     arrays = codec.decode_initial(total)[0] if initial else codec.decode_model(total, None)[0]
     return KeptModel(number, layout, arrays, engine.verifies)

@@ -543,9 +543,9 @@ class Coordinator:
         return self._journal.records(after, RECORDS_AT_ONCE)
 
 
-def _settled(run: Run) -> bool:
-    """Whether no confirmation is to come any more."""
-    return run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited
+def _settled(run: Run, silent: frozenset[str] = frozenset()) -> bool:
+    """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
+    return run.phase in (Phase.DRAINING, Phase.ENDED) and not set(run.awaited) - silent
 
 
 def _shown(run: Run) -> tuple[object, ...]:

@@ -38,7 +38,7 @@ BUSY_S = 5.0
 """How long a reader and the writer may get in each other's way."""
 
 LEAST_BYTES = 512
-"""SQLite's smallest page. A shorter file is the rest of one, which SQLite takes for empty, and a run would begin anew."""
+"""SQLite's smallest page. A shorter file is the rest of one: SQLite takes it for empty, and a run would begin anew."""
 
 SCHEMA = """
 CREATE TABLE run (

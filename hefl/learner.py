@@ -259,8 +259,7 @@ class Learner:
             least: Updates that must be in it.
 
         Raises:
-            ProtocolError, MismatchError: It is not what the record says, or does not decrypt, or is useless and there
-                is no model that could stay.
+            ProtocolError, MismatchError: It is not what the record says, or does not decrypt, or is useless in round 0.
         """
         announcement = record.announcement
         self._check(announcement)
@@ -271,8 +270,6 @@ class Learner:
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
                 metrics = self._accept(total, announcement)
         except UploadError as error:
-            if before is None:
-                raise
             return self.pass_over(announcement, error)
         if first and self._initial_file:
             self._say_whether_used(self._initial_file, record)
@@ -281,15 +278,18 @@ class Learner:
         return without(metrics, self._hidden)
 
     def pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
-        """Count a round that an error made useless, and keep the model; there are no metrics.
+        """Count a round that an error made useless, and keep the model, where there is one; there are no metrics.
+
+        A client that came later has none: it waits for the next sum that can be used.
 
         Raises:
-            ProtocolError: The error, where there is no model that could stay.
+            ProtocolError: The error, where it leaves nobody a model: round 0 made none.
         """
-        if self.model is None or not self._starts_from_here(announcement):
+        if announcement.exchange == "initial":
             raise error
         log.error("round %d changes nothing: %s", announcement.round, error.message)
-        self.model = replace(self.model, round=announcement.round)
+        if self.model and self._starts_from_here(announcement):
+            self.model = replace(self.model, round=announcement.round)
         if announcement.exchange == "training":
             self.progress = self.progress.after(None)
         return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))

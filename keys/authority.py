@@ -9,7 +9,6 @@ All that the other folders are made of is in ``authority/``: they may have been 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from hefl.ckks.context import Identity, SecretContext, generate_secret
 from hefl.errors import ExistsError, UsageError
-from hefl.files import locked, sync_folder, sync_tree
+from hefl.files import locked, storing, sync_folder, sync_tree
 from hefl.keys import keyfile
 from hefl.keys.fields import read
 from hefl.keys.keyfile import ClientNames
@@ -117,20 +116,30 @@ def create(
     urls = tuple(server_url(name) for name in server_names)
     names = check_clients(clients, urls)
     _check_days(days)
-    _check_new(folder, force=force)
-    new = folder.with_name(f".{folder.name}.new-{os.getpid()}")
-    try:
-        secret = generate_secret()
-        root = CertificateAuthority.new(secret.identity, days)
-        _Issue(secret, root, ClientNames(names, ()), urls, days, passphrase).everything(new)
-        sync_tree(new)
-        if folder.exists():
-            shutil.rmtree(folder)
-        new.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    with storing(f"the federation's keys in {folder}"):
+        _clear(folder, new, old)
+        _check_new(folder, force=force)
+        try:
+            secret = generate_secret()
+            root = CertificateAuthority.new(secret.identity, days)
+            _Issue(secret, root, ClientNames(names, ()), urls, days, passphrase).everything(new)
+            sync_tree(new)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            sync_folder(folder.parent)
+        finally:
+            _clear(folder, new, old)
     return Federation(folder, secret.identity, names, urls)
+
+
+def _clear(folder: Path, new: Path, old: Path) -> None:
+    """Remove what a keygen that was killed has left, and put back the federation that it was about to replace."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def change(folder: Path, wanted: Change, passphrase: Passphrase | None = None, *, seals: bool = False) -> Federation:

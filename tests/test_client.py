@@ -31,7 +31,7 @@ def client(tmp_path: Path) -> Client:
     folder = party.read_client_folder(tmp_path / "fed/clients/alice")
     learner = Learner("alice", Drift(), folder.secret, load_engine("packed"))
     made = Client(folder, learner, ClientState(tmp_path))
-    made._welcome = Welcome(run=RUN, rounds=3)
+    made._welcome, made._rounds = Welcome(run=RUN, rounds=3), 3
     made._state.tell(10)
     return made
 
