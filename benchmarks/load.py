@@ -46,7 +46,7 @@ from hefl.processes import Children
 
 VALUES = 1_663_370
 CLIENTS = (2, 10, 32, 100)
-TRAININGS = 5
+TRAININGS = 3
 PATIENCE_S = 600
 
 Model = NDArray[np.float32]

@@ -124,6 +124,7 @@ def serve(
     from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, private_folder
+    from hefl.heap import share_one_arena
     from hefl.journal import Journal
     from hefl.keys.party import read_server_folder
     from hefl.limits import Limits
@@ -133,6 +134,7 @@ def serve(
     from hefl.server import Server
     from hefl.spool import Spool
 
+    share_one_arena()
     keys = read_server_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)

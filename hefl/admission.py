@@ -1,8 +1,9 @@
-"""Turns for uploads: how many may come at full speed at once.
+"""Turns for uploads and downloads: how many may go at full speed at once.
 
-What comes faster than it can be stored fills buffers of TLS, HTTP and the event loop, up to a megabyte or two for each
-connection. So a server lets a few send, and the others wait before their first byte: its memory does not grow with its
-clients. A slow line fills no buffer: it soon loses its turn, and sends on beside the others.
+What comes faster than it can be stored, or goes faster than it is taken, fills buffers of TLS, HTTP and the event loop,
+up to a megabyte or two for each connection. So a server serves a few at a time, and the others wait before their first
+byte: its memory grows little with its clients. A slow line fills no buffer: it soon loses its turn, and goes on beside
+the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from hefl.params import FAST_BYTES_PER_S, UPLOADS_AT_ONCE
+from hefl.params import FAST_BYTES_PER_S, TRANSFERS_AT_ONCE
 
 LOOK_S = 0.5
 """How often a turn is looked at."""
@@ -21,13 +22,13 @@ class Admission:
     """Gives turns in the order in which they are asked for."""
 
     def __init__(self) -> None:
-        self._free = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._free = asyncio.Semaphore(TRANSFERS_AT_ONCE)
 
     @asynccontextmanager
-    async def turn(self, received: Callable[[], int]) -> AsyncIterator[None]:
-        """Wait for a turn; it ends with the block, or before where ``received`` counts bytes that come slowly."""
+    async def turn(self, passed: Callable[[], int]) -> AsyncIterator[None]:
+        """Wait for a turn; it ends with the block, or before where ``passed`` counts bytes that pass slowly."""
         await self._free.acquire()
-        lasting = asyncio.create_task(_while_fast(received))
+        lasting = asyncio.create_task(_while_fast(passed))
         lasting.add_done_callback(lambda _: self._free.release())
         try:
             yield
@@ -35,11 +36,11 @@ class Admission:
             lasting.cancel()
 
 
-async def _while_fast(received: Callable[[], int]) -> None:
-    before = received()
+async def _while_fast(passed: Callable[[], int]) -> None:
+    before = passed()
     while True:
         await asyncio.sleep(LOOK_S)
-        count = received()
+        count = passed()
         if count - before < LOOK_S * FAST_BYTES_PER_S:
             return
         before = count

@@ -42,10 +42,10 @@ EXPIRY_NOTICE_DAYS = 30
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
 
-UPLOADS_AT_ONCE = 4
-"""So many uploads come at full speed, and the others wait for their turn; enough to keep a server busy."""
+TRANSFERS_AT_ONCE = 4
+"""So many updates and aggregates travel at full speed, and the others wait: it is enough to keep a server busy."""
 FAST_BYTES_PER_S = 10_000_000
-"""An upload that comes more slowly needs no turn."""
+"""One that travels more slowly needs no turn."""
 
 MAX_CONNECTIONS = 1024
 """A server has no more connections at once; a client needs two or three."""

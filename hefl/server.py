@@ -55,7 +55,7 @@ GOODBYE_S = 0.25
 """Closing a TLS connection takes an exchange of messages."""
 
 CHUNK_BYTES = 1 << 17
-"""Of an aggregate that is sent; a connection's buffers hold two of them."""
+"""Of an aggregate, sent at once."""
 
 UPDATE_PATH = r"/v1/rounds/{round:\d+}/{attempt:\d+}/update"
 
@@ -419,10 +419,15 @@ class Server:
         number = protocol.whole_number(request.match_info["round"], "round")
         path = self._coordinator.aggregate(number)
         size_bytes = path.stat().st_size
-        if request.transport:
-            request.transport.set_write_buffer_limits(CHUNK_BYTES)
         self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
-        return web.FileResponse(path, chunk_size=CHUNK_BYTES)
+        response = web.StreamResponse()
+        response.content_length = size_bytes
+        await response.prepare(request)
+        with path.open("rb") as file:
+            async with self._admission.turn(lambda: response.body_length):
+                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    await response.write(chunk)
+        return response
 
     async def _records(self, request: web.Request) -> web.Response:
         text = request.query.get("after")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from hefl.admission import Admission
-from hefl.params import FAST_BYTES_PER_S, UPLOADS_AT_ONCE
+from hefl.params import FAST_BYTES_PER_S, TRANSFERS_AT_ONCE
 
 Tasks = list[asyncio.Task[None]]
 
@@ -40,11 +40,11 @@ def test_fast_uploads_take_turns_in_order() -> None:
         def fast() -> int:
             return int((asyncio.get_running_loop().time() - began) * 10 * FAST_BYTES_PER_S)
 
-        running, tasks = await start(Admission(), fast, UPLOADS_AT_ONCE + 2)
+        running, tasks = await start(Admission(), fast, TRANSFERS_AT_ONCE + 2)
         await asyncio.sleep(1.2)
-        assert [running.get_nowait() for _ in range(running.qsize())] == list(range(UPLOADS_AT_ONCE))
+        assert [running.get_nowait() for _ in range(running.qsize())] == list(range(TRANSFERS_AT_ONCE))
         tasks[1].cancel()
-        assert await running.get() == UPLOADS_AT_ONCE
+        assert await running.get() == TRANSFERS_AT_ONCE
         await asyncio.sleep(0.01)
         assert running.empty()
         await stop(tasks)
@@ -54,9 +54,9 @@ def test_fast_uploads_take_turns_in_order() -> None:
 
 def test_slow_uploads_hold_nobody_up() -> None:
     async def run() -> None:
-        running, tasks = await start(Admission(), lambda: 0, 2 * UPLOADS_AT_ONCE)
-        assert running.qsize() == UPLOADS_AT_ONCE
-        assert [await running.get() for _ in tasks] == list(range(2 * UPLOADS_AT_ONCE))
+        running, tasks = await start(Admission(), lambda: 0, 2 * TRANSFERS_AT_ONCE)
+        assert running.qsize() == TRANSFERS_AT_ONCE
+        assert [await running.get() for _ in tasks] == list(range(2 * TRANSFERS_AT_ONCE))
         await stop(tasks)
 
     asyncio.run(run())
@@ -65,13 +65,13 @@ def test_slow_uploads_hold_nobody_up() -> None:
 def test_a_turn_is_given_back_once_whatever_ends_it() -> None:
     async def run() -> None:
         admission = Admission()
-        for _ in range(3 * UPLOADS_AT_ONCE):
+        for _ in range(3 * TRANSFERS_AT_ONCE):
             with pytest.raises(ConnectionError):
                 async with admission.turn(lambda: 0):
                     raise ConnectionError
         await asyncio.sleep(0)
-        running, tasks = await start(admission, lambda: 0, UPLOADS_AT_ONCE + 1)
-        assert running.qsize() == UPLOADS_AT_ONCE
+        running, tasks = await start(admission, lambda: 0, TRANSFERS_AT_ONCE + 1)
+        assert running.qsize() == TRANSFERS_AT_ONCE
         await stop(tasks)
 
     asyncio.run(run())

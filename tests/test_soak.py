@@ -29,11 +29,11 @@ def test_nothing_grows_with_rounds_but_the_journal_by_their_records(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_servers_memory_does_not_grow_with_its_clients(tmp_path: Path) -> None:
+def test_a_server_holds_less_for_each_client_than_its_upload(tmp_path: Path) -> None:
     """All upload at once; every client's model is, to the bit, what integers give in numpy."""
-    peaks = {}
+    runs = {}
     for clients in (8, 48):
         folder = tmp_path / str(clients)
         folder.mkdir()
-        peaks[clients] = load(folder, 800_000, clients).peak_bytes
-    assert peaks[48] - peaks[8] < 40e6
+        runs[clients] = load(folder, 800_000, clients)
+    assert runs[48].peak_bytes - runs[8].peak_bytes < 40 * 0.6 * runs[48].bytes_up
