@@ -297,7 +297,7 @@ def test_disk_use_is_bounded_by_what_is_kept(keys: Federation, tmp_path: Path) -
     assert len(list((tmp_path / "server/aggregates").iterdir())) == 2
     for folder in ("uploads", "updates"):
         assert not list((tmp_path / "server" / folder).iterdir())
-    assert len(list((tmp_path / "alice/aggregates").iterdir())) == 4  # each with its record
+    assert len(list((tmp_path / "alice/aggregates").iterdir())) == 6  # each with its record and its layout
     assert not list((tmp_path / "alice").glob("*.bin"))
 
 

@@ -66,7 +66,7 @@ def test_nobody_changes_an_upload_while_it_is_checked_and_committed(tmp_path: Pa
     with upload.receive(0) as writing:
         writing.write(b"0123")
         with upload.whole():
-            with pytest.raises(UnreachableError, match="ask again"):
+            with pytest.raises(UnreachableError, match="being checked"):
                 upload.receive(0)
             with pytest.raises(StaleError):
                 writing.write(b"4")
