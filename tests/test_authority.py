@@ -174,3 +174,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises((OSError, HeflError)):
         authority.create(tmp_path / "fed", ["alice", "bob"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", ["before the new keys stand", "after the old ones were set aside"])
+def test_a_keygen_that_was_killed_leaves_no_key_behind_and_loses_no_federation(tmp_path: Path, at: str) -> None:
+    before = authority.create(tmp_path / "fed", ("alice", "bob"))
+    (tmp_path / ".fed.new").mkdir()
+    (tmp_path / ".fed.new/secret.hefl").write_text("half written")
+    if at.startswith("after"):
+        (tmp_path / "fed").rename(tmp_path / ".fed.old")
+    with pytest.raises(ExistsError, match="holds a federation's keys already"):
+        authority.create(tmp_path / "fed", ("carol", "dave"))
+    assert [p.name for p in tmp_path.iterdir()] == ["fed"]
+    assert party.read_server_folder(tmp_path / "fed/server").public.identity == before.identity

@@ -124,3 +124,16 @@ def test_what_ones_name_did_before_one_came_is_not_ones_own() -> None:
     assert chain.extended(members(asked, {"alice": SEED}), "alice").round == 2
     came = msgspec.structs.replace(chain, joined=2)
     assert came.extended(members(asked, {"alice": SEED}), "alice").round == 2
+
+
+def test_a_run_is_left_for_another_where_it_has_ended_nothing_was_seen_or_its_keys_were_rotated_away() -> None:
+    chain, _ = grown(2)
+    other, rotated = "ef" * 16, Identity(IDENTITY.federation, 2)
+    assert not chain.is_left_for(IDENTITY, other)
+    assert not chain.is_left_for(rotated, RUN)
+    assert chain.is_left_for(rotated, other)
+    assert Chain.begin(IDENTITY, RUN).is_left_for(IDENTITY, other)
+    ended = msgspec.structs.replace(chain, ended=True)
+    assert ended.is_left_for(IDENTITY, other)
+    # A run that goes on after its end has not ended.
+    assert not ended.extended(record(following(ended)), "carol").is_left_for(IDENTITY, other)

@@ -150,3 +150,32 @@ def test_a_callback_is_told_each_round_in_order(tmp_path: Path) -> None:
         assert (bob.wait(), server.wait()) == (0, 0)
     assert [(r.round, r.rounds, r.verified) for r in told] == [(n, 2, True) for n in range(4)]
     assert [r.metrics for r in told] == [e["metrics"] for e in bob.events if e["event"] == "round"]
+
+
+def test_what_is_kept_of_a_run_goes_when_another_begins(client: Client) -> None:
+    client._begin(RUN)
+    kept = client._state.aggregate.parent / "aggregates" / "0000000005.agg"
+    kept.write_bytes(b"of the run before")
+    client._begin(RUN)
+    assert kept.exists()
+    client._begin("cd" * 16)
+    assert not kept.exists()
+
+
+def test_a_client_does_not_end_a_run_without_its_last_aggregate(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client._begin(RUN)
+    view = shown(model=first_record(client), phase="draining")
+    asyncio.run(client._follow(view))
+
+    async def refused(view: View) -> None:
+        """As where the server answers 410."""
+
+    monkeypatch.setattr(client, "_take_records", refused)
+    monkeypatch.setattr("hefl.client.REJOIN_S", 0.0)
+    with pytest.raises(TamperError, match="does not give the aggregate") as caught:
+        asyncio.run(client._take_last(view))
+    assert caught.value.check == "history"
+    client._taken = 0
+    asyncio.run(client._take_last(view))
