@@ -55,7 +55,7 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
     for label, size in (("up:     ", facts["bytes_up"]), ("down:   ", facts["bytes_down"])):
         click.echo(f"{label} {size:,} bytes a client and round, {size / values:.2f} a value (float32: 4)")
     click.echo(
-        f"memory:  {chosen.server_memory_bytes / 1e6:,.1f} MB for the sum at the server, whatever the number of clients; "
+        f"memory:  {chosen.server_memory_bytes / 1e6:,.1f} MB for the server's sum, whatever the number of clients; "
         f"{facts['client_memory_bytes'] / 1e6:,.1f} MB at a client, beside its model"
     )
     click.echo(
