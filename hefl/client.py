@@ -329,6 +329,8 @@ class Client:
         if view.model is None:
             log.warning("the run ended before there was a model")
             return
+        if self._learner.model is None:
+            log.warning("this client has no model: no round since it came made one; the others have that of before")
         last, rounds = view.model.announcement.round, self._rounds
         if last >= rounds:
             return
@@ -348,7 +350,8 @@ class Client:
         newest = view.closing if view.closing and view.closing.head == head else view.model
         others = {m.name for m in newest.members if m.name != me} if newest else set()
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
-        own = Confirmation(mac=confirmation(secret, NO_HEAD if self._apart else head, me))
+        without = self._apart or self._learner.model is None
+        own = Confirmation(mac=confirmation(secret, NO_HEAD if without else head, me))
         try:
             await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
             while not (expected.items() <= view.confirmations.items() or view.settled):

@@ -18,7 +18,7 @@ from hefl.engine import load_engine
 from hefl.errors import TamperError, TrainerError
 from hefl.history import Announcement, Participant, Record
 from hefl.keys import authority, party
-from hefl.learner import Learner, RoundReport
+from hefl.learner import GlobalModel, Learner, RoundReport
 from hefl.patience import Patience, Progress
 from hefl.protocol import View, Welcome
 
@@ -68,6 +68,7 @@ def test_a_client_says_whether_an_early_end_was_its_own_decision(
 ) -> None:
     client._learner._patience = Patience(2)
     client._learner.progress = Progress(1.0, since)
+    client._learner.model = GlobalModel(model, [])
     last = record(msgspec.structs.replace(asked(client, 10), round=model))
     view = View(version=1, phase="draining", announcement=None, committed=False, model=last, closing=None)
     with caplog.at_level("INFO", logger="hefl"):
