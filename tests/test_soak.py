@@ -16,7 +16,7 @@ WAL_BYTES = 5e6
 """SQLite lets its log grow to 4 MB, and begins anew."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_grows_with_rounds_but_the_journal_by_their_records(tmp_path: Path) -> None:
     samples = [s for s in soak(tmp_path, 150, 10) if s.round >= 50]
     for name in ("server", *CLIENTS):
@@ -28,7 +28,7 @@ def test_nothing_grows_with_rounds_but_the_journal_by_their_records(tmp_path: Pa
         assert max(s.disk_bytes for s in mine) < (WAL_BYTES + 150 * RECORD_BYTES if name == "server" else 200e3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_holds_less_for_each_client_than_its_upload(tmp_path: Path) -> None:
     """All upload at once; every client's model is, to the bit, what integers give in numpy."""
     runs = {}
