@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from hefl.ckks.context import SecretContext
@@ -66,6 +67,7 @@ class Mac:
         self._alpha = np.reshape(alpha, (basis.limbs, blocks, REPEATS)).astype(np.uint64)
         self._moduli = basis.moduli[:, None].astype(np.uint64)
         self._run = products_in_64_bits(basis.limb_bits)
+        self._counters = b"".join(j.to_bytes(8, "big") + bytes(8) for j in range(basis.limbs))
 
     def hash(self, residues: U32) -> U64:
         """The inner sum for one block (limbs, N); shape (limbs, REPEATS)."""
@@ -83,8 +85,20 @@ class Mac:
     def add_pad(self, total: U64, name: str, seed: bytes, weight: int) -> U64:
         """The total plus weight times the pad of one client's update."""
         key = self._secret.derive("hefl/v1/pad" + name, self._ctx + seed)
-        pad: U64 = np.array([self._draw(key, j, REPEATS, q) for j, q in enumerate(self._basis.primes)], np.uint64)
-        return (total + np.uint64(weight) * pad) % self._moduli
+        return (total + np.uint64(weight) * self._pad(key)) % self._moduli
+
+    def _pad(self, key: bytes) -> U64:
+        """One client's pad, shape (limbs, REPEATS): of each prime's stream the first draws, in one call where they fit.
+
+        A stream's first words are the encryption of its first counter block. Where one of them is not below its prime,
+        as about one in a thousand pads has it, each prime is drawn by itself.
+        """
+        encryptor = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()  # noqa: S305 - of counters, as in CTR
+        words = np.frombuffer(encryptor.update(self._counters), "<u4").reshape(self._basis.limbs, -1)[:, :REPEATS]
+        drawn = (words & np.uint32((1 << self._basis.limb_bits) - 1)).astype(np.uint64)
+        if (drawn < self._moduli).all():
+            return drawn
+        return np.array([self._draw(key, j, REPEATS, q) for j, q in enumerate(self._basis.primes)], np.uint64)
 
     def _draw(self, key: bytes, number: int, count: int, q: int) -> U32:
         return draw_uniform(key, number, count, self._basis.limb_bits, q)

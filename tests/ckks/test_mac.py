@@ -92,3 +92,17 @@ def test_tags_that_are_no_tags_are_refused() -> None:
     for number in (basis.primes[0], 1 << (28 * 21)):
         with pytest.raises(MalformedError, match="not reduced"):
             tag_from_bytes(number.to_bytes(74, "little"), basis)
+
+
+@pytest.mark.parametrize("ring", RINGS, ids=str)
+def test_a_pad_is_what_each_primes_stream_draws(ring: Ring) -> None:
+    """Also where a word is not below its prime, which a narrowed modulus makes common."""
+    basis = basis_of(ring, len(ring.limb_bits))
+    mac = Mac(new_secret(), bytes(32), basis, 1)
+    for i in range(50):
+        key = i.to_bytes(32, "big")
+        drawn = [draw_uniform(key, j, 3, basis.limb_bits, q) for j, q in enumerate(basis.primes)]
+        np.testing.assert_array_equal(mac._pad(key), drawn)
+        mac._moduli = np.full_like(mac._moduli, 1 << (basis.limb_bits - 1))  # half of all words are passed over
+        np.testing.assert_array_equal(mac._pad(key), drawn)
+        mac._moduli = basis.moduli[:, None].astype(np.uint64)
