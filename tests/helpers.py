@@ -18,12 +18,24 @@ from numpy.typing import NDArray
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engine import Engine
 from hefl.history import Announcement, MemberEntry, Participant, Record
+from hefl.protocol import Join
 from hefl.updates import Summation, write_update
 
 Array = NDArray[Any]
 
 RUN = "0123456789abcdef" * 2
 HEAD = "5a" * 32
+JOIN = Join(
+    engine="packed",
+    precision_bits=24,
+    weighting="server",
+    num_examples=4,
+    join_nonce="00" * 16,
+    layout="ab" * 32,
+    sealed_layout=b"sealed",
+    values={"initial": 4, "training": 10, "closing": 4},
+)
+"""What a client says when it comes."""
 
 
 def announcement(weights: Mapping[str, int] | None = None, **changes: Any) -> Announcement:

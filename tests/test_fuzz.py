@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from federation import Federation
-from helpers import announcement, record, summed, update
+from helpers import JOIN, announcement, record, summed, update
 from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
@@ -143,16 +143,7 @@ def test_the_beginning_of_a_frame_is_read_or_refused(updates: dict[str, bytes], 
 # --- what is said in JSON ---------------------------------------------------------------------------------------------
 
 SAID: tuple[Value, ...] = (
-    protocol.Join(
-        engine="packed",
-        precision_bits=24,
-        weighting="server",
-        num_examples=4,
-        join_nonce="00" * 16,
-        layout="ab" * 32,
-        sealed_layout=b"sealed",
-        values={"initial": 4, "training": 10, "closing": 4},
-    ),
+    JOIN,
     protocol.Welcome(run="00" * 16, rounds=20),
     protocol.View(
         version=7,

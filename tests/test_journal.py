@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from helpers import record
+from helpers import JOIN, record
 
 from hefl import journal as module
 from hefl.ckks.context import Identity
@@ -25,7 +25,6 @@ from hefl.errors import (
 )
 from hefl.history import genesis
 from hefl.journal import FILE, Journal, read_moment
-from hefl.protocol import Join
 from hefl.rounds import (
     Abandoned,
     Announced,
@@ -53,16 +52,6 @@ from hefl.rounds import Announce as ToAnnounce
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
 NAMES = ("alice", "bob")
-JOIN = Join(
-    engine="packed",
-    precision_bits=24,
-    weighting="server",
-    num_examples=4,
-    join_nonce="00" * 16,
-    layout="ab" * 32,
-    sealed_layout=b"sealed",
-    values={"initial": 4, "training": 10, "closing": 4},
-)
 CLOCK = Clock(silent=frozenset(), phase_s=0, enough_s=0, join_wait_s=0, round_timeout_s=1)
 
 
