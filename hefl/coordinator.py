@@ -496,8 +496,7 @@ class Coordinator:
             ConflictError: Its update is in the sum, or the attempt trains nothing.
         """
         async with self._lock:
-            if self.run.announcement is not announcement:
-                raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+            self._check_open(announcement)
             if name not in self.run.enough:
                 await self._apply(rounds.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)

@@ -580,16 +580,21 @@ def test_a_record_of_someone_who_committed_nothing_is_refused() -> None:
 # --- more rounds than before ------------------------------------------------------------------------------------------
 
 
+def played(run: Run) -> Run:
+    """The run after the round that comes next, which everybody answers."""
+    run = advance(run, Announced(announced(run)))
+    for name in KNOWN:
+        run = advance(run, Committed(name, digest(name), 10))
+    run = advance(run, Closed())
+    assert run.announcement
+    return advance(run, Published(record(run.announcement)))
+
+
 def over(*, with_closing: bool = True) -> Run:
     """A run of two trainings that has ended."""
     run = gathering(next_round=3)
     if with_closing:
-        run = advance(run, Announced(announced(run)))
-        for name in KNOWN:
-            run = advance(run, Committed(name, digest(name), 10))
-        run = advance(run, Closed())
-        assert run.announcement
-        run = advance(run, Published(record(run.announcement)))
+        run = played(run)
     return advance(advance(run, Finished()), Ended())
 
 
@@ -606,12 +611,7 @@ def test_a_finished_run_goes_on_with_as_many_trainings_as_were_added_and_closes_
     while (decision := decide(run, clock())) != Finish():
         assert isinstance(decision, Announce)
         made.append((run.next_round, decision.exchange))
-        run = advance(run, Announced(announced(run)))
-        for name in KNOWN:
-            run = advance(run, Committed(name, digest(name), 10))
-        run = advance(run, Closed())
-        assert run.announcement
-        run = advance(run, Published(record(run.announcement)))
+        run = played(run)
     assert made == list(enumerate(["training", "training", "closing"], first))
     assert run.closed
 
