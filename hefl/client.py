@@ -287,15 +287,14 @@ class Client:
         Raises:
             TamperError: It does not; nothing has been sent or decrypted for it.
         """
-        shown = sorted(filter(None, (view.model, view.closing)), key=lambda r: r.announcement.round)
-        newest, chain = shown[-1] if shown else None, self._chain
+        newest, chain = view.records[-1] if view.records else None, self._chain
         while newest and chain.round < newest.announcement.round:
             for record in await self._records_after(chain.round, newest):
                 chain = chain.extended(record, self._folder.name)
                 if chain.round == newest.announcement.round:
                     break
         chain.check_shown(newest)
-        for record in shown:
+        for record in filter(None, (view.model, view.closing)):
             self._check_place(record, closing=record is view.closing)
         if newest and newest is view.closing and view.model and newest.announcement.head != view.model.head:
             raise TamperError("the closing metrics are not of the model that is shown with them", check="history")
@@ -347,8 +346,7 @@ class Client:
             False where the run goes on, because it was extended meanwhile.
         """
         secret, head, me = self._folder.secret, self._chain.head, self._folder.name
-        newest = view.closing if view.closing and view.closing.head == head else view.model
-        others = {m.name for m in newest.members if m.name != me} if newest else set()
+        others = {m.name for record in view.records[-1:] for m in record.members if m.name != me}
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
         without = self._apart or self._learner.model is None
         own = Confirmation(mac=confirmation(secret, NO_HEAD if without else head, me))
@@ -438,9 +436,9 @@ class Client:
         log.info("round %(round)d: sent %(kilobytes).1f kB", {"round": announcement.round, "kilobytes": size / 1e3})
 
     async def _take_records(self, view: View) -> None:
-        """Fetch and accept each record that is news; closing metrics of before the last model are none."""
-        for record in filter(None, (view.model, view.closing)):
-            if record.announcement.round <= max(self._taken, self._model_round(view) if record is view.closing else -1):
+        """Fetch and accept each record that is news."""
+        for record in view.records:
+            if record.announcement.round <= self._taken:
                 continue
             path = self._state.aggregate
             limit = max_aggregate_bytes(self._learner.engine, record.announcement)
@@ -455,9 +453,6 @@ class Client:
             self._taken = record.announcement.round
             await self._report(record, metrics, size)
             await self._tell_metrics(record.announcement.round - 1, metrics)
-
-    def _model_round(self, view: View) -> int:
-        return view.model.announcement.round if view.model else -1
 
     async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
         """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""

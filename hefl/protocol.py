@@ -119,6 +119,13 @@ class View(Value, frozen=True, kw_only=True):
     confirmations: dict[Name, Hex32] = {}  # noqa: RUF012 - msgspec copies it
     settled: bool = False
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The last model's record, and that of the closing exchange after it; an older one tells nothing any more."""
+        if self.model and self.closing and self.closing.announcement.round < self.model.announcement.round:
+            return (self.model,)
+        return tuple(record for record in (self.model, self.closing) if record)
+
 
 class Confirmation(Value, frozen=True, kw_only=True):
     """What a client says of a run's end to the other clients."""
