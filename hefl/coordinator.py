@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hefl import rounds
+from hefl import decisions, rounds
 from hefl.ckks.context import PublicContext
 from hefl.engine import Engine, check_terms
 from hefl.errors import (
@@ -176,18 +176,18 @@ class Coordinator:
             clock = self._clock()
             if self.run.phase is Phase.GATHERING and (self._unheard & self.run.sessions.keys()) - clock.silent:
                 return
-            match rounds.decide(self.run, clock):
-                case rounds.Announce() as decision:
+            match decisions.decide(self.run, clock):
+                case decisions.Announce() as decision:
                     await self._announce(decision)
-                case rounds.Close():
+                case decisions.Close():
                     await self._apply(rounds.Closed())
-                case rounds.Abandon(reason, culprits):
+                case decisions.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
-                case rounds.Stop():
+                case decisions.Stop():
                     await self._stop_training()
-                case rounds.Finish():
+                case decisions.Finish():
                     await self._apply(rounds.Finished())
-                case rounds.End():
+                case decisions.End():
                     await self._apply(rounds.Ended())
                     last = self.run.model.announcement.round if self.run.model else 0
                     log.info("the run has ended after round %(round)d", {"round": last})
@@ -209,13 +209,13 @@ class Coordinator:
             here = len(self.run.sessions)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, here, self._settings.min_clients)
 
-    def look(self) -> tuple[rounds.Run, rounds.Clock]:
+    def look(self) -> tuple[rounds.Run, decisions.Clock]:
         """The run as it stands, and its clock."""
         return self.run, self._clock()
 
-    def _clock(self) -> rounds.Clock:
+    def _clock(self) -> decisions.Clock:
         now = time.monotonic()
-        return rounds.Clock(
+        return decisions.Clock(
             silent=frozenset(n for n in self.run.sessions if now - self._seen.get(n, now) > SILENT_S),
             phase_s=now - self._phase_since,
             enough_s=now - self._enough_since,
@@ -239,10 +239,10 @@ class Coordinator:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _announce(self, decision: rounds.Announce) -> None:
+    async def _announce(self, decision: decisions.Announce) -> None:
         if self._journal.reference is None:
             raise StateError("an attempt without a layout")
-        announcement = rounds.announcement_of(
+        announcement = decisions.announcement_of(
             self.run,
             decision,
             values=self._journal.reference.values[decision.exchange],

@@ -1,21 +1,18 @@
 """The state of a run, as one table, without I/O.
 
 A ``Run`` is a value; ``advance(run, event)`` gives the next one, or refuses an event that has no place in the phase.
-``decide`` says what a server should do next. Clocks, sockets and files are the caller's.
+What a server should do next, ``decisions`` says. Clocks, sockets and files are the caller's.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from hefl.codec import Exchange
-from hefl.engine import Terms
 from hefl.errors import ConflictError, StaleError
-from hefl.history import Announcement, Participant, Record
-from hefl.params import MIN_CLIENTS
+from hefl.history import Announcement, Record
 
 
 class Phase(Enum):
@@ -364,149 +361,3 @@ def _commit(run: Run, event: Committed) -> Run:
     if event.name in sessions:
         sessions[event.name] = replace(sessions[event.name], num_examples=event.num_examples)
     return replace(run, committed={**run.committed, event.name: event.digest}, sessions=sessions)
-
-
-# --- what to do next --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Open an attempt with these participants."""
-
-    exchange: Exchange
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the attempt and make its aggregate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Give the attempt up."""
-
-    reason: str
-    culprits: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Call the open attempt and all later trainings off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """No more rounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Stop serving."""
-
-
-Decision = Announce | Close | Abandon | Stop | Finish | End
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """What a decision needs to know of time.
-
-    Attributes:
-        silent: Sessions that have not been heard of for too long.
-        phase_s: Seconds since the phase began.
-        enough_s: Seconds since enough clients were here to start.
-        join_wait_s, round_timeout_s: As ``hefl serve`` takes them.
-    """
-
-    silent: frozenset[str]
-    phase_s: float
-    enough_s: float
-    join_wait_s: float
-    round_timeout_s: float
-
-
-def decide(run: Run, clock: Clock) -> Decision | None:
-    """What the server should do now; None is to wait."""
-    match run.phase:
-        case Phase.GATHERING:
-            return _gather(run, clock)
-        case Phase.COLLECTING:
-            return _collect(run, clock)
-        case Phase.DRAINING:
-            present = {name for name in run.sessions if name not in clock.silent}
-            if not present or clock.phase_s >= clock.round_timeout_s:
-                return End()  # a client goes when it has the others' confirmations
-    return None
-
-
-def _gather(run: Run, clock: Clock) -> Decision | None:
-    present = tuple(sorted(name for name in run.sessions if name not in clock.silent))
-    failed = run.attempt > run.called_off or clock.phase_s >= clock.round_timeout_s
-    closing_failed = run.exchange == "closing" and failed
-    if run.closed or closing_failed:
-        return Finish()  # the model stands; only its metrics may be missing
-    if len(present) < max(run.min_clients, MIN_CLIENTS):
-        return None
-    if run.exchange != "initial":
-        return Announce(run.exchange, present)
-    if run.attempt == 0 and len(present) < len(run.known) and clock.enough_s < clock.join_wait_s:
-        return None
-    # The first by name who has not failed; once everyone has, the first again.
-    sender = next((name for name in present if name not in run.passed_over), present[0])
-    return Announce("initial", (sender,))
-
-
-def _collect(run: Run, clock: Clock) -> Decision | None:
-    announcement = run.announcement
-    if announcement is None:
-        raise ValueError("collecting without an announcement")
-    lost = next(
-        (
-            p.name
-            for p in announcement.participants
-            if p.name in run.sessions
-            and p.name not in run.committed
-            and p.name not in run.enough
-            and run.sessions[p.name].join_nonce != p.join_nonce
-        ),
-        None,
-    )
-    if lost:
-        return Abandon(f"{lost} came back without its state")
-    late = clock.phase_s >= announcement.deadline_s
-    missing = frozenset(announcement.names) - run.committed.keys()
-    if run.awaited and not late:
-        return None
-    needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
-    if len(run.committed) >= needed:
-        return Close()
-    if run.enough and len(run.committed) + len(run.enough) >= needed:
-        return Stop()  # those who had enough would not answer another attempt either
-    why = "the deadline passed" if late else "clients left"
-    return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
-
-
-def announcement_of(run: Run, decision: Announce, *, values: int, terms: Terms, deadline_s: float) -> Announcement:
-    """The announcement that a decision asks for, with a nonce of its own."""
-    return Announcement(
-        run=run.run,
-        round=run.next_round,
-        attempt=run.attempt + 1,
-        exchange=decision.exchange,
-        engine=terms.engine,
-        precision_bits=terms.precision_bits,
-        weighting=terms.weighting,
-        nonce=os.urandom(32).hex(),
-        head=run.head,
-        values=values,
-        deadline_s=float(deadline_s),  # hashed as JSON, where 60 and 60.0 differ
-        participants=tuple(
-            Participant(
-                name=name,
-                num_examples=run.sessions[name].num_examples,
-                join_nonce=run.sessions[name].join_nonce,
-            )
-            for name in decision.names
-        ),
-    )

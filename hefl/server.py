@@ -16,6 +16,7 @@ from hefl import protocol
 from hefl.admission import Admission
 from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, Emit, RunSettings
+from hefl.decisions import Clock
 from hefl.engine import Engine
 from hefl.errors import (
     ConflictError,
@@ -42,7 +43,7 @@ from hefl.limits import Limits, Turns
 from hefl.listener import Listener, refused
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
-from hefl.rounds import Clock, Run
+from hefl.rounds import Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
 

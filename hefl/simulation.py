@@ -10,29 +10,14 @@ from dataclasses import dataclass
 
 from hefl.ckks.context import generate_secret
 from hefl.codec import Metrics
+from hefl.decisions import Announce, Clock, Finish, Stop, announcement_of, decide
 from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, UsageError
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
 from hefl.learner import Learner, OnRound, tell
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, NAME_PATTERN
-from hefl.rounds import (
-    Announce,
-    Announced,
-    Clock,
-    Closed,
-    Committed,
-    Enough,
-    Finish,
-    Joined,
-    Published,
-    Run,
-    Stop,
-    Stopped,
-    advance,
-    announcement_of,
-    decide,
-)
+from hefl.rounds import Announced, Closed, Committed, Enough, Joined, Published, Run, Stopped, advance
 from hefl.trainer import Trainer
 from hefl.updates import Summation
 

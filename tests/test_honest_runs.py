@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from packed_support import new_secret, public_of
 
-from hefl import rounds
+from hefl import decisions, rounds
 from hefl.chain import Chain
 from hefl.ckks.packed import PackedEngine
+from hefl.decisions import Abandon, Announce, Clock, Close, Finish
 from hefl.engine import Terms
 from hefl.history import Announcement, Record, genesis
-from hefl.rounds import Abandon, Announce, Clock, Close, Finish, Phase, Run
+from hefl.rounds import Phase, Run
 from hefl.updates import Summation, read_aggregate, write_update
 
 NAMES = ("alice", "bob", "carol", "dave")
@@ -71,12 +72,12 @@ class HonestRuns(RuleBasedStateMachine):
         clock = Clock(
             silent=frozenset(), phase_s=99.0 if late else 0.0, enough_s=9.0, join_wait_s=1.0, round_timeout_s=60.0
         )
-        match rounds.decide(self.run, clock):
+        match decisions.decide(self.run, clock):
             case Announce() as decision:
                 terms = Terms("packed", 24)
                 self.apply(
                     rounds.Announced(
-                        rounds.announcement_of(self.run, decision, values=VALUES, terms=terms, deadline_s=60.0)
+                        decisions.announcement_of(self.run, decision, values=VALUES, terms=terms, deadline_s=60.0)
                     )
                 )
                 self.updates, self.vectors = {}, {}

@@ -13,6 +13,8 @@ from helpers import JOIN, record
 
 from hefl import journal as module
 from hefl.ckks.context import Identity
+from hefl.decisions import Announce as ToAnnounce
+from hefl.decisions import Clock, announcement_of, decide
 from hefl.engine import Terms
 from hefl.errors import (
     ConflictError,
@@ -28,7 +30,6 @@ from hefl.journal import FILE, Journal, read_moment
 from hefl.rounds import (
     Abandoned,
     Announced,
-    Clock,
     Closed,
     Committed,
     Ended,
@@ -45,10 +46,7 @@ from hefl.rounds import (
     Run,
     Stopped,
     advance,
-    announcement_of,
-    decide,
 )
-from hefl.rounds import Announce as ToAnnounce
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
 NAMES = ("alice", "bob")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from helpers import HEAD, RUN, announcement, record
 
+from hefl.decisions import Clock
 from hefl.page.watch import KEPT_ROUNDS, Watch, awaited, deadline_s, describe, standing
-from hefl.rounds import Clock, Phase, Run, Session
+from hefl.rounds import Phase, Run, Session
 
 
 def closed(number: int, **changes: Any) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hefl.codec import Metrics
+from hefl.decisions import Clock
 from hefl.history import Record
-from hefl.rounds import Clock, Phase, Run
+from hefl.rounds import Phase, Run
 
 KEPT_ROUNDS = 500
 """A page shows so many of the last rounds: what a run of days needs is bounded."""
