@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from hefl import protocol
-from hefl.chain import Chain
+from hefl.background import work_in_thread
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
-from hefl.compact import decode_records
 from hefl.connection import Connection
 from hefl.errors import (
     ConflictError,
@@ -31,6 +28,7 @@ from hefl.errors import (
     UnreachableError,
 )
 from hefl.files import replacing, storing
+from hefl.following import Follower
 from hefl.history import Announcement, Record, confirmation
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
@@ -41,9 +39,6 @@ from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 OnTamper = Literal["stop", "skip"]
 
@@ -107,6 +102,7 @@ class Client:
         self._folder = folder
         self._learner = learner
         self._state = state
+        self._follower = Follower(folder, state, self._connection)
         self._min_participants = max(min_participants, MIN_CLIENTS)
         self._on_tamper = on_tamper
         self._report_metrics = report_metrics
@@ -170,7 +166,7 @@ class Client:
                 "joined %(url)s as %(client)s with %(num_examples)d examples",
                 {"url": self._connection.url, "client": self._folder.name, "num_examples": learner.num_examples},
             )
-        self._begin(welcome.run)
+        self._follower.begin(welcome.run)
         self._welcome = welcome
         self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
 
@@ -225,7 +221,7 @@ class Client:
         while True:
             view = await self._next_view(poll, version)
             version = view.version
-            await self._follow(view)
+            await self._follower.follow(view)
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
                 await self._take_last(view)
@@ -245,83 +241,18 @@ class Client:
             TamperError: The server does not give it.
         """
         for _ in range(MAX_FETCHES):
-            if self._taken >= self._chain.round:
+            if self._taken >= self._follower.chain.round:
                 return
             await asyncio.sleep(REJOIN_S)
             view = self._view or view
             if view.phase not in ("draining", "ended"):
                 return
-            await self._follow(view)
+            await self._follower.follow(view)
             await self._take_records(view)
         raise TamperError(
-            f"the server ends the run, and does not give the aggregate of its last round {self._chain.round}",
+            f"the server ends the run, and does not give the aggregate of its last round {self._follower.chain.round}",
             check="history",
         )
-
-    @property
-    def _chain(self) -> Chain:
-        if self._state.chain is None:
-            raise StateError("a run without a history")
-        return self._state.chain
-
-    def _begin(self, run: str) -> None:
-        """Follow the run that the server runs: the one that this client was in, or another where that is over.
-
-        Raises:
-            TamperError: It was in another, which has not ended.
-        """
-        chain, identity = self._state.chain, self._folder.secret.identity
-        if chain and chain.run == run:
-            return
-        if chain and not chain.is_left_for(identity, run):
-            raise TamperError(
-                f"the server is in another run than this client, whose run is at round {chain.round} and has not ended",
-                hint="where whoever runs the server began anew on purpose, name another folder with --state",
-                check="run",
-            )
-        self._state.begin(Chain.begin(identity, run))
-
-    async def _follow(self, view: View) -> None:
-        """Check that what the server shows continues what this client has seen, record by record.
-
-        Raises:
-            TamperError: It does not; nothing has been sent or decrypted for it.
-        """
-        newest, chain = view.records[-1] if view.records else None, self._chain
-        while newest and chain.round < newest.announcement.round:
-            for record in await self._records_after(chain.round, newest):
-                chain = chain.extended(record, self._folder.name)
-                if chain.round == newest.announcement.round:
-                    break
-        chain.check_shown(newest)
-        for record in filter(None, (view.model, view.closing)):
-            self._check_place(record, closing=record is view.closing)
-        if newest and newest is view.closing and view.model and newest.announcement.head != view.model.head:
-            raise TamperError("the closing metrics are not of the model that is shown with them", check="history")
-        if chain.joined is None:
-            chain = msgspec.structs.replace(chain, joined=chain.round + 1)
-        if view.announcement:
-            chain.check_announcement(view.announcement)
-        self._state.follow(chain)
-
-    async def _records_after(self, number: int, newest: Record) -> tuple[Record, ...]:
-        """The records that follow round ``number``, up to the newest at most."""
-        if newest.announcement.round == number + 1:
-            return (newest,)
-        query = f"?after={number}" if number >= 0 else ""
-        records = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
-        if not records:
-            raise TamperError(
-                f"the server shows round {newest.announcement.round}, and no record of round {number + 1}",
-                check="history",
-            )
-        return records
-
-    def _check_place(self, record: Record, *, closing: bool) -> None:
-        """Refuse a record that is genuine, and of another kind than it is shown as."""
-        exchange = record.announcement.exchange
-        if (exchange == "closing") != closing:
-            raise TamperError(f"the server shows a record of exchange {exchange!r} in another's place", check="history")
 
     def _say_how_it_ended(self, view: View) -> None:
         """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
@@ -345,7 +276,7 @@ class Client:
         Returns:
             False where the run goes on, because it was extended meanwhile.
         """
-        secret, head, me = self._folder.secret, self._chain.head, self._folder.name
+        secret, head, me = self._folder.secret, self._follower.chain.head, self._folder.name
         others = {m.name for record in view.records[-1:] for m in record.members if m.name != me}
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
         without = self._apart or self._learner.model is None
@@ -358,7 +289,7 @@ class Client:
                     return False
         except (UnreachableError, StaleError) as error:
             log.info("the run is over, and this client has its model; %s", error)
-        self._state.follow(msgspec.structs.replace(self._chain, ended=True))
+        self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
         self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
         if self.unconfirmed:
@@ -399,8 +330,8 @@ class Client:
         """Do what is asked, and upload it; an attempt that is over by then was missed."""
         path = self._state.update
         try:
-            size, seed = await _work(self._write_update, path, announcement)
-            self._state.follow(self._chain.answering(announcement, seed))
+            size, seed = await work_in_thread(self._write_update, path, announcement)
+            self._state.follow(self._follower.chain.answering(announcement, seed))
             with self._learner.timings.phase("upload"):
                 await self._upload(path, size, announcement)
             self._bytes_up = size
@@ -412,7 +343,7 @@ class Client:
 
     async def _decline(self, announcement: Announcement) -> None:
         """Say that this client has had enough: it does not train any more."""
-        self._state.follow(self._chain.answering(announcement))
+        self._state.follow(self._follower.chain.answering(announcement))
         try:
             await self._connection.call("POST", f"/v1/rounds/{announcement.round}/{announcement.attempt}/enough")
         except StaleError:
@@ -449,7 +380,7 @@ class Client:
                     )
             except StaleError:
                 return  # the server has gone on, and the next view says where
-            metrics = await _work(self._accept, record)
+            metrics = await work_in_thread(self._accept, record)
             self._taken = record.announcement.round
             await self._report(record, metrics, size)
             await self._tell_metrics(record.announcement.round - 1, metrics)
@@ -488,34 +419,4 @@ class Client:
             raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
         report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
-        await _work(tell, self._on_round, report)
-
-
-async def _work(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-    """Run a function in a thread that does not outlive the process.
-
-    A training cannot be interrupted, and the thread pool of asyncio would make a client that was told to stop wait
-    for it.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error:
-            future.set_exception(error)
-        else:
-            future.set_result(cast("T", result))
-
-    def work() -> None:
-        result, failed = None, None
-        try:
-            result = function(*arguments, **keywords)
-        except BaseException as error:  # raised again where it is awaited
-            failed = error
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failed)
-
-    threading.Thread(target=work, daemon=True).start()
-    return await future
+        await work_in_thread(tell, self._on_round, report)

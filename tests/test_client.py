@@ -82,37 +82,39 @@ def shown(**changes: Any) -> View:
 
 
 def first_record(client: Client) -> Record:
-    of = announcement({"bob": 1}, engine="packed", run=RUN, head=client._chain.head, round=0, exchange="initial")
+    of = announcement(
+        {"bob": 1}, engine="packed", run=RUN, head=client._follower.chain.head, round=0, exchange="initial"
+    )
     return record(of)
 
 
 def test_a_client_follows_what_continues_its_history_and_remembers_it(client: Client) -> None:
-    client._begin(RUN)
+    client._follower.begin(RUN)
     first = first_record(client)
-    asyncio.run(client._follow(shown(model=first)))
-    assert (client._chain.round, client._chain.head) == (0, first.head)
-    assert ClientState(client._state.update.parent).chain == client._chain
-    asyncio.run(client._follow(shown(model=first)))
+    asyncio.run(client._follower.follow(shown(model=first)))
+    assert (client._follower.chain.round, client._follower.chain.head) == (0, first.head)
+    assert ClientState(client._state.update.parent).chain == client._follower.chain
+    asyncio.run(client._follower.follow(shown(model=first)))
     with pytest.raises(TamperError) as caught:
-        asyncio.run(client._follow(shown()))
+        asyncio.run(client._follower.follow(shown()))
     assert caught.value.check == "history"
 
 
 def test_a_client_refuses_a_genuine_record_in_anothers_place(client: Client) -> None:
-    client._begin(RUN)
+    client._follower.begin(RUN)
     with pytest.raises(TamperError, match="in another's place"):
-        asyncio.run(client._follow(shown(closing=first_record(client))))
+        asyncio.run(client._follower.follow(shown(closing=first_record(client))))
 
 
 def test_a_client_does_not_leave_an_unfinished_run_for_another_unasked(client: Client) -> None:
-    client._begin(RUN)
-    asyncio.run(client._follow(shown(model=first_record(client))))
+    client._follower.begin(RUN)
+    asyncio.run(client._follower.follow(shown(model=first_record(client))))
     with pytest.raises(TamperError, match="is in another run") as caught:
-        client._begin("cd" * 16)
+        client._follower.begin("cd" * 16)
     assert (caught.value.check, "--state" in str(caught.value.hint)) == ("run", True)
-    client._state.follow(msgspec.structs.replace(client._chain, ended=True))
-    client._begin("cd" * 16)
-    assert client._chain.round == -1
+    client._state.follow(msgspec.structs.replace(client._follower.chain, ended=True))
+    client._follower.begin("cd" * 16)
+    assert client._follower.chain.round == -1
 
 
 def test_a_client_takes_part_only_with_as_many_as_it_wants(client: Client) -> None:
@@ -154,21 +156,21 @@ def test_a_callback_is_told_each_round_in_order(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_of_a_run_goes_when_another_begins(client: Client) -> None:
-    client._begin(RUN)
+    client._follower.begin(RUN)
     kept = client._state.aggregate.parent / "aggregates" / "0000000005.agg"
     kept.write_bytes(b"of the run before")
-    client._begin(RUN)
+    client._follower.begin(RUN)
     assert kept.exists()
-    client._begin("cd" * 16)
+    client._follower.begin("cd" * 16)
     assert not kept.exists()
 
 
 def test_a_client_does_not_end_a_run_without_its_last_aggregate(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client._begin(RUN)
+    client._follower.begin(RUN)
     view = shown(model=first_record(client), phase="draining")
-    asyncio.run(client._follow(view))
+    asyncio.run(client._follower.follow(view))
 
     async def refused(view: View) -> None:
         """As where the server answers 410."""

@@ -1,0 +1,95 @@
+"""How a client follows the run that its server shows: the records that it missed, one by one, onto its own chain."""
+
+from __future__ import annotations
+
+import msgspec
+
+from hefl.chain import Chain
+from hefl.clientstate import ClientState
+from hefl.compact import decode_records
+from hefl.connection import Connection
+from hefl.errors import StateError, TamperError
+from hefl.history import Record
+from hefl.keys.party import ClientFolder
+from hefl.protocol import View
+
+
+class Follower:
+    """Keeps a client's chain, durably, in step with what the server shows.
+
+    Args:
+        folder: The client's keys.
+        state: Where the chain is kept.
+        connection: To the server.
+    """
+
+    def __init__(self, folder: ClientFolder, state: ClientState, connection: Connection) -> None:
+        self._folder = folder
+        self._state = state
+        self._connection = connection
+
+    @property
+    def chain(self) -> Chain:
+        """What was seen of the run so far."""
+        if self._state.chain is None:
+            raise StateError("a run without a history")
+        return self._state.chain
+
+    def begin(self, run: str) -> None:
+        """Follow the run that the server runs: the one that this client was in, or another where that is over.
+
+        Raises:
+            TamperError: It was in another, which has not ended.
+        """
+        chain, identity = self._state.chain, self._folder.secret.identity
+        if chain and chain.run == run:
+            return
+        if chain and not chain.is_left_for(identity, run):
+            raise TamperError(
+                f"the server is in another run than this client, whose run is at round {chain.round} and has not ended",
+                hint="where whoever runs the server began anew on purpose, name another folder with --state",
+                check="run",
+            )
+        self._state.begin(Chain.begin(identity, run))
+
+    async def follow(self, view: View) -> None:
+        """Check that what the server shows continues what this client has seen, record by record.
+
+        Raises:
+            TamperError: It does not; nothing has been sent or decrypted for it.
+        """
+        newest, chain = view.records[-1] if view.records else None, self.chain
+        while newest and chain.round < newest.announcement.round:
+            for record in await self._records_after(chain.round, newest):
+                chain = chain.extended(record, self._folder.name)
+                if chain.round == newest.announcement.round:
+                    break
+        chain.check_shown(newest)
+        for record in filter(None, (view.model, view.closing)):
+            self._check_place(record, closing=record is view.closing)
+        if newest and newest is view.closing and view.model and newest.announcement.head != view.model.head:
+            raise TamperError("the closing metrics are not of the model that is shown with them", check="history")
+        if chain.joined is None:
+            chain = msgspec.structs.replace(chain, joined=chain.round + 1)
+        if view.announcement:
+            chain.check_announcement(view.announcement)
+        self._state.follow(chain)
+
+    async def _records_after(self, number: int, newest: Record) -> tuple[Record, ...]:
+        """The records that follow round ``number``, up to the newest at most."""
+        if newest.announcement.round == number + 1:
+            return (newest,)
+        query = f"?after={number}" if number >= 0 else ""
+        records = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
+        if not records:
+            raise TamperError(
+                f"the server shows round {newest.announcement.round}, and no record of round {number + 1}",
+                check="history",
+            )
+        return records
+
+    def _check_place(self, record: Record, *, closing: bool) -> None:
+        """Refuse a record that is genuine, and of another kind than it is shown as."""
+        exchange = record.announcement.exchange
+        if (exchange == "closing") != closing:
+            raise TamperError(f"the server shows a record of exchange {exchange!r} in another's place", check="history")
