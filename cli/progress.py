@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 Show = Callable[[str, int, int], None]
 """Is told what goes on, how many rounds of it are done, and of how many."""
@@ -24,7 +22,7 @@ def progress_bars(*, as_json: bool) -> Iterator[Show]:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Data goes where stdout goes; only where that is the terminal too must the bars make room for it.
     shown = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
-    with shown, _logging_to_stderr_as_it_is():
+    with shown:
         tasks = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -33,16 +31,3 @@ def progress_bars(*, as_json: bool) -> Iterator[Show]:
             shown.update(tasks[what], completed=min(done, total), total=total)
 
         yield show
-
-
-@contextmanager
-def _logging_to_stderr_as_it_is() -> Iterator[None]:
-    """Bars stand in for stderr, so that what is written there goes above them; handlers hold the one from before."""
-    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    before: list[TextIO | None] = [handler.setStream(sys.stderr) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, stream in zip(handlers, before, strict=True):
-            if stream is not None:
-                handler.setStream(stream)

@@ -5,7 +5,7 @@ Nothing here returns a secret. Secret contexts and private keys are read and che
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -24,13 +24,6 @@ from hefl.modelfile import SUFFIXES, read_arrays
 
 FIRST_BYTES = 64
 """Enough to tell what a file is."""
-
-FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "server": ("public.hefl", "clients.hefl", "server.crt", "server.key", "ca.crt"),
-    "client": ("secret.hefl", "address.hefl", "client.crt", "client.key", "ca.crt"),
-    "authority": ("secret.hefl", "clients.hefl", "address.hefl", "ca.crt", "ca.key"),
-}
-"""What each party's folder holds."""
 
 
 def inspect(paths: Sequence[Path]) -> list[Finding]:
@@ -69,11 +62,13 @@ def _folders(path: Path) -> Iterator[Path]:
 def _whole(folder: Path) -> Iterator[Finding]:
     """What a party's folder lacks, or may not hold, or who may enter it that may not."""
     present = {path.name for path in folder.iterdir()}
-    kind = max(FOLDERS, key=lambda name: len(present.intersection(FOLDERS[name])))
-    if len(present.intersection(FOLDERS[kind])) < 2:
+    kind, names = max(party.FOLDERS.items(), key=lambda item: len(present.intersection(item[1])))
+    if len(present.intersection(names)) < 2:
         return
     problems: list[HeflError] = [
-        KeyFileError(f"{folder / name} is missing", hint=WHOLE_FOLDER) for name in FOLDERS[kind] if name not in present
+        KeyFileError(f"{folder / name} is missing", hint=WHOLE_FOLDER)
+        for name in party.FOLDERS[kind]
+        if name not in present
     ]
     if kind == "server" and (secrets := {"secret.hefl", "ca.key", "client.key"} & present):
         problems.append(
@@ -109,7 +104,7 @@ def _describe(path: Path) -> Finding:
         except HeflError as error:
             return Finding(path=path, what=f"{kind.what}, which cannot be used", problems=(error,))
     what = "an empty file" if not start else "no file that hefl inspects"
-    known = {name for names in FOLDERS.values() for name in names}
+    known = {name for names in party.FOLDERS.values() for name in names}
     if path.name not in known:
         return Finding(path=path, what=what)
     return Finding(path=path, what=what, problems=(KeyFileError(f"{path} is {what}", hint=fields.AGAIN),))

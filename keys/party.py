@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,13 @@ from hefl.keys.fields import check_same, read
 from hefl.keys.keyfile import ClientNames
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.tls import CertificateAuthority, holder_of
+
+FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "server": ("public.hefl", "clients.hefl", "server.crt", "server.key", "ca.crt"),
+    "client": ("secret.hefl", "address.hefl", "client.crt", "client.key", "ca.crt"),
+    "authority": ("secret.hefl", "clients.hefl", "address.hefl", "ca.crt", "ca.key"),
+}
+"""What each party's folder holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from hefl.errors import StateError
 from hefl.files import replacing, storing, sync_folder, sync_tree, write_private
+from hefl.keys.party import FOLDERS
 
-CLIENT_FILES = ("secret.hefl", "address.hefl", "client.crt", "client.key", "ca.crt")
 _REMOVED = "removed.json"
 
 
@@ -88,7 +88,7 @@ def _remove(folder: Path) -> None:
     """Remove a client's key files, and its folder unless something of someone else's is in it."""
     if folder.is_symlink() or not folder.is_dir():
         return
-    for name in CLIENT_FILES:
+    for name in FOLDERS["client"]:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
     with suppress(OSError):
