@@ -85,6 +85,9 @@ def test_clients_that_skip_a_false_sum_keep_the_last_good_model_and_go_on(made: 
             losses = [e["metrics"]["loss"] for e in client.events if e["event"] == "round" and e["round"] > 0]
             assert losses[0] is None  # of the rounds whose sums are lies
             assert losses[-1] == pytest.approx(0.5)  # of the initial model, which stayed
+            # Nobody has the model of the last round, and so nobody confirms it.
+            (told,) = (e for e in client.events if e["event"] == "confirmed")
+            assert (told["by"], len(told["missing"])) == ([], 2)
 
 
 def test_the_demo_ends_with_exit_code_4_and_the_name_of_the_check(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_a_client_refuses_a_genuine_record_in_anothers_place(client: Client) -> 
         asyncio.run(client._follower.follow(shown(closing=first_record(client))))
 
 
+def test_a_closing_record_counts_where_it_comes_after_the_model() -> None:
+    """In a run that was extended, the one of before tells nothing of the model that came since."""
+    first, later = (record(announcement(engine="packed", round=n)) for n in (3, 4))
+    closing = record(announcement(engine="packed", round=4, exchange="closing"))
+    older_closing = record(announcement(engine="packed", round=3, exchange="closing"))
+    assert shown(model=first, closing=closing).records == (first, closing)
+    assert shown(model=later, closing=older_closing).records == (later,)
+    assert (shown(model=later).records, shown().records) == ((later,), ())
+
+
 def test_a_client_does_not_leave_an_unfinished_run_for_another_unasked(client: Client) -> None:
     client._follower.begin(RUN)
     asyncio.run(client._follower.follow(shown(model=first_record(client))))
