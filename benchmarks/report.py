@@ -118,9 +118,9 @@ def load_table(rows: Rows) -> str:
         seconds = [f"{row['server_cpu_s'] * 1e3:.0f}", f"{row['round_s']:.1f}"]
         sizes = [f"{row[k] / 1e6:.2f}" for k in ("bytes_up", "bytes_down")]
         memory = [f"{row[k] / 1e6:.0f}" for k in ("idle_bytes", "initial_bytes", "peak_bytes")]
-        lines.append([str(row["clients"]), *seconds, *sizes, *memory, f"{row['planned_bytes'] / 1e6:.1f}"])
+        lines.append([str(row["clients"]), *seconds, *sizes, *memory, f"{row['planned_bytes'] / 1e6:.0f}"])
     heads = ("clients", "server CPU ms a client", "round s", "MB up", "MB down", "idle MB", "round 0 MB", "peak MB")
-    return table((*heads, "planned sum MB"), lines)
+    return table((*heads, "planned MB"), lines)
 
 
 def soak_table(rows: Rows) -> str:

@@ -8,7 +8,7 @@ import click
 
 from hefl.cli.options import json_option, precision_option, print_json
 from hefl.errors import UsageError
-from hefl.params import MAX_CLIENTS
+from hefl.params import CONNECTION_BYTES, KEEP_AGGREGATES, MAX_CLIENTS, SERVER_BYTES
 
 
 @click.command()
@@ -20,13 +20,18 @@ from hefl.params import MAX_CLIENTS
 def plan(values: int, clients: int, precision: int, weights: str | None, as_json: bool) -> None:
     """Say what a round of the packed engine costs: bytes, memory, and how exact it is.
 
-    Bytes are of one client's update and of the aggregate, metrics and frames left out.
+    Bytes are of one client's update and of the aggregate, metrics and frames left out. Of memory and disk it says the
+    most that a server takes; its first round, which carries one client's initial float32 values bit for bit, counts.
     """
     from hefl.ckks.pool import usable_cores
+    from hefl.fixedpoint import initial_words
     from hefl.plan import choose_plan, reduce_weights
 
     reduced = reduce_weights({str(i): number for i, number in enumerate(_numbers(weights, clients))})
     chosen = choose_plan(values, precision, reduced.total)
+    initial = choose_plan(initial_words(4 * values, precision), precision, 1)
+    sum_bytes = max(chosen.sum_bytes, initial.sum_bytes)
+    kept_bytes = (KEEP_AGGREGATES + 1) * max(chosen.aggregate_bytes(clients), initial.aggregate_bytes(1))
     facts = {
         **{k: v for k, v in asdict(chosen).items() if k != "ring"},
         "ring": str(chosen.ring),
@@ -35,7 +40,8 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
         "blocks": chosen.blocks,
         "bytes_up": chosen.update_bytes,
         "bytes_down": chosen.aggregate_bytes(clients),
-        "server_memory_bytes": chosen.server_memory_bytes,
+        "server_memory_bytes": SERVER_BYTES + sum_bytes + clients * CONNECTION_BYTES,
+        "server_disk_bytes": clients * chosen.update_bytes + kept_bytes,
         "client_memory_bytes": chosen.client_memory_bytes(usable_cores()),
         "error_bound": chosen.error_bound,
     }
@@ -55,8 +61,13 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
     for label, size in (("up:     ", facts["bytes_up"]), ("down:   ", facts["bytes_down"])):
         click.echo(f"{label} {size:,} bytes a client and round, {size / values:.2f} a value (float32: 4)")
     click.echo(
-        f"memory:  {chosen.server_memory_bytes / 1e6:,.1f} MB for the server's sum, whatever the number of clients; "
-        f"{facts['client_memory_bytes'] / 1e6:,.1f} MB at a client, beside its model"
+        f"memory:  {facts['server_memory_bytes'] / 1e6:,.0f} MB at the server: {SERVER_BYTES / 1e6:.0f} for its "
+        f"program, {sum_bytes / 1e6:,.1f} for a sum, {CONNECTION_BYTES / 1e6:.1f} for each client's connections; "
+        f"{facts['client_memory_bytes'] / 1e6:,.1f} MB at a client, beside its program and model"
+    )
+    click.echo(
+        f"disk:    {facts['server_disk_bytes'] / 1e6:,.0f} MB at the server: a round's updates, and the last "
+        f"{KEEP_AGGREGATES} aggregates"
     )
     click.echo(
         f"error:   sums are exact; an average differs from that of unrounded values by at most "

@@ -44,6 +44,16 @@ REFUSED_AT = 16.0
 """Values beyond so many ranges are refused; what is less saturates."""
 
 
+def word_bits(precision_bits: int) -> int:
+    """How many bits of an initial array a lane carries."""
+    return next(bits for bits in (16, 8, 4) if bits < precision_bits)
+
+
+def initial_words(nbytes: int, precision_bits: int) -> int:
+    """How many lanes carry initial arrays of so many bytes."""
+    return (nbytes + 1) // 2 * (16 // word_bits(precision_bits))
+
+
 class FixedPointCodec:
     """A model, its metrics and its ranges as one int64 vector; see codec.Codec and the module.
 
@@ -60,13 +70,13 @@ class FixedPointCodec:
         self.layout = layout
         self.precision_bits = precision_bits
         self._digit_bits = precision_bits - 1
-        self._word_bits = next(bits for bits in (16, 8, 4) if bits < precision_bits)
+        self._word_bits = word_bits(precision_bits)
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
         metrics = len(self.layout.metrics) * (self._digits(METRIC_BITS) + 1)
         if exchange == "initial":
-            return (self.layout.nbytes + 1) // 2 * (16 // self._word_bits)
+            return initial_words(self.layout.nbytes, self.precision_bits)
         if exchange == "closing":
             return max(metrics, 1)
         tensors = sum(t.size * self._digits(self._bits(t)) + 3 for t in self.layout.tensors)

@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import termios
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,8 @@ BACKLOG = 1024
 """Connections that wait to be taken."""
 FULL_S = 0.1
 """How long nobody is taken in where the system has no descriptor left."""
+BUFFER_BYTES = 1 << 15
+"""Of a connection's bytes, in each place where they wait: encrypted and decrypted, coming and going."""
 MAX_LINE_BYTES, MAX_HEADERS = 2048, 64
 """No honest request's head is longer."""
 
@@ -133,6 +136,30 @@ class Listener:
             listening.close()
 
 
+class LeanTLS(SSLProtocol):
+    """TLS for one of many connections: what it holds does not depend on how fast its peer is.
+
+    uvloop's own lets half a megabyte wait, and keeps room for it until the connection ends. asyncio's does the same
+    work, and how much it reads at a time can be set.
+    """
+
+    max_size = BUFFER_BYTES
+
+    def __init__(
+        self, context: ssl.SSLContext, above: asyncio.Protocol, ready: asyncio.Future[None], limit_s: float
+    ) -> None:
+        super().__init__(
+            asyncio.get_running_loop(),
+            above,
+            context,
+            ready,
+            server_side=True,
+            ssl_handshake_timeout=limit_s,  # type: ignore[arg-type] # asyncio takes a float too
+            ssl_shutdown_timeout=limit_s,
+        )
+        self._set_read_buffer_limits(BUFFER_BYTES)  # type: ignore[attr-defined] # it is there
+
+
 class Connection(web.RequestHandler):
     """One connection, from the moment it is taken: before TLS it has no transport, and before a request no client."""
 
@@ -150,6 +177,7 @@ class Connection(web.RequestHandler):
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
             max_headers=MAX_HEADERS,
+            read_bufsize=BUFFER_BYTES,
         )
         self.client: str | None = None
         self._listener = listener
@@ -162,12 +190,19 @@ class Connection(web.RequestHandler):
         self._shaking = asyncio.create_task(self._shake_hands(taken, context))
 
     async def _shake_hands(self, taken: socket.socket, context: ssl.SSLContext | None) -> None:
-        limit_s = self._listener.limits.patience_s
-        goodbye = {"ssl_shutdown_timeout": limit_s} if context else {}
+        loop, ready = self._loop, self._loop.create_future()
         try:
-            async with asyncio.timeout(limit_s):
-                taken.setblocking(False)
-                await self._loop.connect_accepted_socket(lambda: self, taken, ssl=context, **goodbye)
+            taken.setblocking(False)
+            if context is None:
+                await loop.connect_accepted_socket(lambda: self, taken)
+                return
+            tls = LeanTLS(context, self, ready, self._listener.limits.patience_s)
+            below, _ = await loop.connect_accepted_socket(lambda: tls, taken)
+            try:
+                await ready
+            except BaseException:
+                below.abort()
+                raise
         except (OSError, asyncio.CancelledError):
             taken.close()
             self._listener.gone(self)
@@ -189,6 +224,7 @@ class Connection(web.RequestHandler):
         """TLS has begun, or is not wanted."""
         # The base class forgets its own while it says goodbye, which may take a peer that does not answer for ever.
         self._carrier = cast(asyncio.Transport, transport)
+        self._carrier.set_write_buffer_limits(BUFFER_BYTES)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:

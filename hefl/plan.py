@@ -151,8 +151,8 @@ class Plan:
         return self.blocks * self.block_bytes + self.tag_bytes + clients * (32 + SEED_BYTES + 8)
 
     @property
-    def server_memory_bytes(self) -> int:
-        """The running sum, whatever the number of clients: a 32-bit word for each residue."""
+    def sum_bytes(self) -> int:
+        """A running sum in memory, whatever the number of clients: a 32-bit word for each residue."""
         return self.blocks * self.limbs * self.ring.degree * 4
 
     def client_memory_bytes(self, threads: int) -> int:

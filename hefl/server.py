@@ -13,7 +13,6 @@ import msgspec
 from aiohttp import web
 
 from hefl import protocol
-from hefl.admission import Admission
 from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, Emit, RunSettings
 from hefl.decisions import Clock
@@ -40,7 +39,7 @@ from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.limits import Limits, Turns
-from hefl.listener import Listener, refused
+from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Run
@@ -55,8 +54,8 @@ TICK_S = 0.1
 GOODBYE_S = 0.25
 """Closing a TLS connection takes an exchange of messages."""
 
-CHUNK_BYTES = 1 << 17
-"""Of an aggregate, sent at once."""
+READ_BYTES = 1 << 17
+"""Of an aggregate, read at once, which takes a thread; it goes out in pieces that fit a connection's buffers."""
 
 UPDATE_PATH = r"/v1/rounds/{round:\d+}/{attempt:\d+}/update"
 
@@ -120,7 +119,6 @@ class Server:
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
-        self._admission = Admission()
         self._limits = limits or Limits()
         self._listener: Listener | None = None
         self._turns = Turns()
@@ -341,7 +339,7 @@ class Server:
         return announcement, digest, offset, total
 
     async def _expect(self, request: web.Request) -> web.Response | None:
-        """Leave it to ``_take_update`` to say that the bytes may travel: once it is their turn, and not in vain."""
+        """Leave it to ``_update`` to say that the bytes may travel, where that is not in vain."""
         return None
 
     async def _held(self, request: web.Request) -> web.Response:
@@ -353,10 +351,6 @@ class Server:
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
     async def _update(self, request: web.Request) -> web.Response:
-        async with self._admission.turn(lambda: request.content.total_bytes):
-            return await self._take_update(request)
-
-    async def _take_update(self, request: web.Request) -> web.Response:
         announcement, digest, offset, total = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         most = self._coordinator.engine.max_num_examples
@@ -382,7 +376,7 @@ class Server:
             spool.drop(name, upload)
             raise
         response = web.Response()
-        response.force_close()  # its buffers are as large as they were at full speed
+        response.force_close()  # until the next upload it would take room and do nothing
         return response
 
     async def _receive(self, request: web.Request, upload: Upload, offset: int, total: int) -> None:
@@ -425,9 +419,9 @@ class Server:
         response.content_length = size_bytes
         await response.prepare(request)
         with path.open("rb") as file:
-            async with self._admission.turn(lambda: response.body_length):
-                while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                    await response.write(chunk)
+            while read := await asyncio.to_thread(file.read, READ_BYTES):
+                for at in range(0, len(read), BUFFER_BYTES):
+                    await response.write(memoryview(read)[at : at + BUFFER_BYTES])
         return response
 
     async def _records(self, request: web.Request) -> web.Response:

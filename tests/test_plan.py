@@ -73,8 +73,8 @@ def test_numbers_out_of_bounds_are_refused(values: int, precision: int, total: i
         choose_plan(values, precision, total)
 
 
-def test_memory_of_the_server_does_not_depend_on_the_number_of_clients() -> None:
-    assert choose_plan(VALUES, 24, 3).server_memory_bytes < 1.1 * 4 * VALUES
+def test_a_sum_takes_no_more_memory_than_float32_values() -> None:
+    assert choose_plan(VALUES, 24, 3).sum_bytes < 1.1 * 4 * VALUES
 
 
 def test_weights_are_divided_by_their_greatest_common_divisor() -> None:

@@ -39,6 +39,22 @@ def test_a_million_and_a_half_values_cost_less_than_float32_with_equal_weights()
     assert int(str(unequal["bytes_up"])) <= 5.3 * 1_663_370
 
 
+def test_a_server_takes_little_more_for_each_client_but_its_update_on_disk() -> None:
+    ten, hundred = (facts("--values", "1663370", "--clients", n) for n in ("10", "100"))
+    grown = {key: int(str(hundred[key])) - int(str(ten[key])) for key in ("server_memory_bytes", "server_disk_bytes")}
+    assert 0 < grown["server_memory_bytes"] <= 90 * 500_000
+    assert grown["server_disk_bytes"] > 90 * int(str(ten["bytes_up"]))
+
+
+def test_the_first_round_counts_where_it_takes_more_than_a_training() -> None:
+    """With 8 bits of precision a lane carries 4 bits of an initial float32: eight for a value."""
+    low, high = (
+        int(str(facts("--values", "1663370", "--clients", "2", "--precision", p)["server_memory_bytes"]))
+        for p in ("8", "24")
+    )
+    assert low > high
+
+
 def test_rounded_weights_are_said() -> None:
     command = Command(
         "plan", "--values", "10", "--clients", "2", "--weights", "100001,99999", cwd=Path(__file__).parent
