@@ -22,7 +22,7 @@ def status(state: Path, as_json: bool) -> None:
 
     STATE is the folder that 'hefl serve' takes as --state; without it DIR/server/state. Reads, and changes nothing.
     """
-    from hefl.coordinator import describe
+    from hefl.answers import describe
     from hefl.journal import read_moment
 
     moment = read_moment(state)

@@ -9,28 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from hefl import decisions, rounds
+from hefl import answers, decisions, rounds
 from hefl.ckks.context import PublicContext
-from hefl.engine import Engine, check_terms
+from hefl.engine import Engine
 from hefl.errors import (
-    ConflictError,
     DiskFullError,
     HeflError,
-    LayoutError,
     MalformedError,
     NameInUseError,
-    NumExamplesError,
     StaleError,
     StateError,
 )
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
+from hefl.news import Emit, News
 from hefl.params import KEEP_AGGREGATES, MAX_VALUES, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
 from hefl.rounds import Phase, Run, Session
@@ -44,8 +42,6 @@ REMIND_S = 15.0
 
 FULL_S = 1.0
 """How long a server waits where its disk is full, before it tries again."""
-
-Emit = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +87,16 @@ class Coordinator:
         self.spool = spool
         self._settings = settings
         self._journal = journal
-        self._emit = emit
+        self._news = News(emit, engine)
         self._lock = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._stopping = False
-        self._news = journal.now.seq  # of the last event that changed what all clients are shown
+        self._version = journal.now.seq  # of the last event that changed what all clients are shown
         self._phase_since = self._enough_since = self._reminded = time.monotonic()
         # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
         self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
         self._unheard = set(self.run.sessions)
         self._tally = self.tally_type(public, engine, journal, spool, settings.keep)
-        self._remarked: str | None = None
         self._full = False
 
     @property
@@ -129,7 +124,7 @@ class Coordinator:
         run, announcement = self.run, self.run.announcement
         await asyncio.to_thread(self._tally.check_files)
         if self._journal.resumed:
-            log.info("resumed run %s %s", run.run[:8], describe(run))
+            log.info("resumed run %s %s", run.run[:8], answers.describe(run))
         async with self._lock:
             if announcement:
                 # Judged by the wall clock; one that went backwards gives no more than the whole time again.
@@ -189,25 +184,14 @@ class Coordinator:
                     await self._apply(rounds.Finished())
                 case decisions.End():
                     await self._apply(rounds.Ended())
-                    last = self.run.model.announcement.round if self.run.model else 0
-                    log.info("the run has ended after round %(round)d", {"round": last})
-                    self._emit({"event": "ended", "rounds": last})
+                    self._news.ended(self.run)
 
     def remind(self) -> None:
         """Say whom the run waits for."""
         self._reminded = time.monotonic()
         if self.run.phase not in (Phase.GATHERING, Phase.COLLECTING) or not self.run.awaited:
             return
-        names = ", ".join(self.run.awaited)
-        if self.run.announcement:
-            left = self.run.announcement.deadline_s - self._clock().phase_s
-            log.info(
-                "round %(round)d: waiting for %(awaited)s, for %(deadline_s).0f s more",
-                {"round": self.run.next_round, "awaited": names, "deadline_s": max(left, 0)},
-            )
-        else:
-            here = len(self.run.sessions)
-            log.info("waiting for %s to join (%d here, at least %d needed)", names, here, self._settings.min_clients)
+        self._news.awaited(self.run, self._clock().phase_s, self._settings.min_clients)
 
     def look(self) -> tuple[rounds.Run, decisions.Clock]:
         """The run as it stands, and its clock."""
@@ -232,8 +216,8 @@ class Coordinator:
         """An event is durable: now it counts for the clock, and whoever waits for news may have them."""
         if self.run.phase is not before.phase:
             self._phase_since = time.monotonic()
-        if _shown(self.run) != _shown(before):
-            self._news = self._journal.now.seq
+        if answers.shown(self.run) != answers.shown(before):
+            self._version = self._journal.now.seq
         if len(self.run.sessions) < self._settings.min_clients:
             self._enough_since = time.monotonic()
         async with self._changed:
@@ -250,43 +234,17 @@ class Coordinator:
             deadline_s=self._settings.round_timeout_s,
         )
         await self._apply(rounds.Announced(announcement))
-        what = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
-        remark = self.engine.remark(announcement.as_attempt())
-        if remark and remark != self._remarked:
-            log.warning("%s", remark)
-            self._remarked = remark
-        names, number, attempt = announcement.names, announcement.round, announcement.attempt
-        log.info(
-            "round %(round)d, attempt %(attempt)d: %(what)s of %(participants)s",
-            {
-                "round": number,
-                "attempt": attempt,
-                "what": what[announcement.exchange],
-                "participants": ", ".join(names),
-            },
-        )
-        self._emit(
-            {
-                "event": "announced",
-                "round": number,
-                "attempt": attempt,
-                "exchange": announcement.exchange,
-                "participants": list(names),
-            }
-        )
+        self._news.announced(announcement)
 
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
         number = self.run.next_round
         await self._apply(rounds.Abandoned(culprits))
-        log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
-        self._emit({"event": "abandoned", "round": number, "reason": reason})
+        self._news.abandoned(number, reason)
         await asyncio.to_thread(self._tally.end_attempt)
 
     async def _stop_training(self) -> None:
         await self._apply(rounds.Stopped())
-        last, planned = self.run.next_round - 1, self.run.last_training
-        log.info("stopped after round %d of %d: the clients had enough", last, planned)
-        self._emit({"event": "stopped", "round": last, "rounds": planned})
+        self._news.stopped(self.run)
         await asyncio.to_thread(self._tally.end_attempt)
 
     async def _publish(self) -> None:
@@ -304,27 +262,7 @@ class Coordinator:
             return
         await self._apply(rounds.Published(record))
         await asyncio.to_thread(self._tally.end_attempt)
-        names, seconds = [m.name for m in record.members], self._tally.timings.take()
-        log.info(
-            "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
-            {
-                "round": announcement.round,
-                "in": len(names),
-                "of": len(announcement.names),
-                "kilobytes_up": bytes_up / 1e3,
-                "aggregate_s": seconds["aggregate"],
-            },
-        )
-        self._emit(
-            {
-                "event": "round",
-                "round": announcement.round,
-                "in": names,
-                "missed": [n for n in announcement.names if n not in names],
-                "bytes_up": bytes_up,
-                "seconds": seconds,
-            }
-        )
+        self._news.published(record, bytes_up, self._tally.timings.take())
 
     # --- what clients bring -------------------------------------------------------------------------------------------
 
@@ -348,27 +286,11 @@ class Coordinator:
             if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
                 await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
             self._hear(name)
-        log.info(
-            "%(client)s joined with %(num_examples)d examples", {"client": name, "num_examples": join.num_examples}
-        )
-        self._emit({"event": "joined", "client": name, "num_examples": join.num_examples})
+        self._news.joined(name, join.num_examples)
         self.remind()
 
     def _check_join(self, name: str, join: Join) -> None:
-        check_terms(self.engine, join.terms, f"client {name}")
-        if join.num_examples > self.engine.max_num_examples:
-            raise NumExamplesError(
-                f"client {name} has {join.num_examples} examples, "
-                f"and engine {self.engine.name!r} scales by at most {self.engine.max_num_examples}",
-                hint="state fewer with --num-examples, in the same proportion at every client",
-            )
-        # Initial arrays are 16-bit words, up to four to a value.
-        values, most = max(join.values["training"], -(-max(join.values.values()) // 4)), self._settings.max_values
-        if values > most:
-            raise LayoutError(
-                f"client {name}'s model has {values} values, and this server takes at most {most}",
-                hint="is it the right model? If so, the server needs a higher --max-values",
-            )
+        answers.check_join(name, join, self.engine, self._settings.max_values)
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)
         if session and session.join_nonce != join.join_nonce and silent_s < SILENT_S:
@@ -384,13 +306,7 @@ class Coordinator:
             StaleError: It has not joined.
             NameInUseError: Another process has joined under its name since.
         """
-        session = self.run.sessions.get(name)
-        if session is None:
-            raise StaleError(f"{name} has not joined this run")
-        if session.join_nonce != join_nonce:
-            raise NameInUseError(
-                f"another process has joined as {name} since", hint="run one client with each client's folder"
-            )
+        answers.check_session(self.run, name, join_nonce)
         self._hear(name)
 
     def _hear(self, name: str) -> None:
@@ -403,61 +319,8 @@ class Coordinator:
         What another client does is none: there are as many such events in a round as clients, and each client would
         hear of each.
         """
-        await self._wait(lambda: self._news > after or after == 0 < self._journal.now.seq, POLL_S)
-        now = self._journal.now
-        run = now.run
-        return View(
-            version=now.seq,
-            phase=run.phase.value,
-            announcement=run.announcement if run.phase is Phase.COLLECTING else None,
-            committed=name in run.committed,
-            model=run.model,
-            closing=run.closing,
-            confirmations=dict(run.confirmations),
-            settled=_settled(run),
-        )
-
-    def open_attempt(self, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
-        """The open attempt, if it is the one that a participant means.
-
-        Raises:
-            StaleError: Another attempt is open, or none.
-            ConflictError: The client takes no part in it.
-        """
-        announcement = self.run.announcement
-        if announcement is None or self.run.phase is not Phase.COLLECTING:
-            raise StaleError(f"round {round_num}, attempt {attempt} is not open")
-        if (round_num, attempt) != (announcement.round, announcement.attempt):
-            raise StaleError(
-                f"an update for round {round_num}, attempt {attempt}, "
-                f"and round {announcement.round}, attempt {announcement.attempt} is open"
-            )
-        if not any(p.name == name and p.join_nonce == join_nonce for p in announcement.participants):
-            raise ConflictError(f"{name} takes no part in this attempt")
-        return announcement
-
-    def was_taken(self, name: str, round_num: int, attempt: int) -> bool:
-        """Whether a client's update is in the sum of an attempt that was published last.
-
-        Its answer may have been lost, and the attempt is over when the client asks.
-        """
-        records = [record for record in (self.run.model, self.run.closing) if record]
-        return any(
-            (record.announcement.round, record.announcement.attempt) == (round_num, attempt)
-            and any(member.name == name for member in record.members)
-            for record in records
-        )
-
-    def is_committed(self, name: str, digest: str) -> bool:
-        """Whether this update of a client's is in the open attempt's sum.
-
-        Raises:
-            ConflictError: Another one of this client is.
-        """
-        committed = self.run.committed.get(name)
-        if committed not in (None, digest):
-            raise ConflictError(f"another update of {name} is committed in this attempt already")
-        return committed is not None
+        await self._wait(lambda: self._version > after or after == 0 < self._journal.now.seq, POLL_S)
+        return answers.view_of(self.run, name, self._journal.now.seq)
 
     async def commit(self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int) -> None:
         """Add a whole and durable upload to the sum, once.
@@ -469,24 +332,19 @@ class Coordinator:
             DiskFullError: It cannot be stored; the upload stays.
         """
         async with self._lock:
-            self._check_open(announcement)
+            answers.check_open(self.run, announcement)
             summation = await asyncio.to_thread(self._tally.fold)
         frame = await asyncio.to_thread(summation.open, upload.path, name)
         if frame.digest.hex() != upload.digest:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
         async with self._lock:
-            self._check_open(announcement)
+            answers.check_open(self.run, announcement)
             event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run
-            if self.is_committed(name, upload.digest):
+            if answers.is_committed(self.run, name, upload.digest):
                 return
             await asyncio.to_thread(self._tally.take, frame, event)
-            log.info("round %(round)d: update of %(client)s is in", {"round": announcement.round, "client": name})
-            self._emit({"event": "update", "round": announcement.round, "client": name, "bytes": upload.held_bytes})
+            self._news.update(announcement.round, name, upload.held_bytes)
             await self._tell(before)
-
-    def _check_open(self, announcement: Announcement) -> None:
-        if self.run.phase is not Phase.COLLECTING or self.run.announcement != announcement:
-            raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
 
     async def enough(self, name: str, announcement: Announcement) -> None:
         """A participant will not train any more.
@@ -496,7 +354,7 @@ class Coordinator:
             ConflictError: Its update is in the sum, or the attempt trains nothing.
         """
         async with self._lock:
-            self._check_open(announcement)
+            answers.check_open(self.run, announcement)
             if name not in self.run.enough:
                 await self._apply(rounds.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
@@ -512,8 +370,7 @@ class Coordinator:
         async with self._lock:
             if name in self.run.sessions and not self.ended:
                 await self._apply(rounds.Left(name))
-                log.info("%(client)s left", {"client": name})
-                self._emit({"event": "left", "client": name})
+                self._news.left(name)
 
     async def know(self, names: tuple[str, ...]) -> None:
         """Let these clients in from now on; whoever else is here has left."""
@@ -526,8 +383,7 @@ class Coordinator:
             except DiskFullError:
                 return  # the list is read again
         for name in gone:
-            log.info("%s left: it is not on the server's list any more", name)
-            self._emit({"event": "left", "client": name})
+            self._news.left(name, "it is not on the server's list any more")
         self.remind()
 
     def aggregate(self, round_num: int) -> Path:
@@ -540,24 +396,3 @@ class Coordinator:
     def records(self, after: int) -> list[Record]:
         """Records of the rounds after this one, in order, as many as one answer may have."""
         return self._journal.records(after, RECORDS_AT_ONCE)
-
-
-def _settled(run: Run, silent: frozenset[str] = frozenset()) -> bool:
-    """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
-    return run.phase in (Phase.DRAINING, Phase.ENDED) and not set(run.awaited) - silent
-
-
-def _shown(run: Run) -> tuple[object, ...]:
-    """What of a run its clients wait for; of confirmations, that those of all members are there."""
-    newest = run.closing or run.model
-    confirmed = newest is not None and {m.name for m in newest.members} <= run.confirmations.keys()
-    return run.phase, run.announcement, run.model, run.closing, confirmed, _settled(run)
-
-
-def describe(run: Run) -> str:
-    """Where a run is, in words."""
-    if run.announcement is None:
-        return f"before round {run.next_round} ({run.phase.value})"
-    committed, asked = len(run.committed), len(run.announcement.names)
-    attempt = f"in round {run.next_round}, attempt {run.attempt}"
-    return f"{attempt}: {committed} of {asked} updates are in"

@@ -2,7 +2,8 @@
 
 A run is what ``rounds.advance`` makes of its events, from the last checkpoint on. SQLite keeps them in one file, in
 WAL mode with ``synchronous=FULL``: a transaction that has ended is on the disk, one that has not leaves nothing. Each
-row's hash covers the row before it, so that a journal that was damaged or edited is refused instead of believed.
+event's hash covers the one before it, and each record's does too; the settings have one. So a journal that was damaged
+or edited is refused instead of believed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -31,7 +32,7 @@ from hefl.rounds import Announced, Event, Phase, Published, Run, advance
 
 FILE = "journal.sqlite"
 APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CHECKPOINT_EVENTS = 256
 """So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
 BUSY_S = 5.0
@@ -43,7 +44,8 @@ LEAST_BYTES = 512
 SCHEMA = """
 CREATE TABLE run (
     run TEXT NOT NULL, federation TEXT NOT NULL, generation INTEGER NOT NULL,
-    engine TEXT NOT NULL, precision_bits INTEGER NOT NULL, weighting TEXT NOT NULL, reference BLOB
+    engine TEXT NOT NULL, precision_bits INTEGER NOT NULL, weighting TEXT NOT NULL, reference BLOB,
+    link BLOB NOT NULL
 );
 CREATE TABLE checkpoint (seq INTEGER NOT NULL, run BLOB NOT NULL, link BLOB NOT NULL);
 CREATE TABLE event (
@@ -148,7 +150,9 @@ class Journal:
         """Keep what a client said of its model. Raises as append."""
         with self._lock:
             with self._transaction() as db:
-                db.execute("UPDATE run SET reference = ?", (msgspec.json.encode(reference),))
+                *settings, _ = _run_row(db)
+                row = (*settings, msgspec.json.encode(reference))
+                db.execute("UPDATE run SET reference = ?, link = ?", (row[-1], _run_link(row)))
             self.reference = reference
 
     def records(self, after: int, limit: int) -> list[Record]:
@@ -181,8 +185,8 @@ class Journal:
         with self._transaction() as db:
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
-            row = (run.run, identity.federation, identity.generation, *terms)
-            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, NULL)", row)
+            row = (run.run, identity.federation, identity.generation, *terms, None)
+            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _run_link(row)))
             self._write_checkpoint(db, 0, run)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -190,8 +194,7 @@ class Journal:
     def _gives_way(self, identity: Identity, terms: Terms, rounds: int) -> bool:
         """Whether the run in the file has other settings and may make way; raises where it may not."""
         _check_version(self._db, self._path)
-        query = "SELECT federation, generation, engine, precision_bits, weighting FROM run"
-        federation, generation, *settings = self._db.execute(query).fetchone() or _damaged(self._path, "no run")
+        _, federation, generation, *settings, _ = _run_row(self._db)
         found, mine = Identity(federation, generation), Terms(*settings)
         run = _load(self._db)[0].run
         shorter = rounds < run.rounds and run.phase is not Phase.ENDED
@@ -307,7 +310,7 @@ def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, Join | None]:
             moment = _moment(moment, number, advance(moment.run, event), event, at)
         except ProtocolError as error:
             raise ValueError(f"event {number} does not follow: {error}") from error
-    (reference,) = db.execute("SELECT reference FROM run").fetchone()
+    *_, reference = _run_row(db)
     return moment, link, None if reference is None else _decode(reference, Join)
 
 
@@ -327,6 +330,18 @@ def _check_records(db: sqlite3.Connection, identity: Identity, run: Run) -> None
 def _moment(before: Moment, seq: int, run: Run, event: Event, at: float) -> Moment:
     opened = at if isinstance(event, Announced) else before.announced_at
     return Moment(seq, run, opened if run.announcement else 0.0)
+
+
+def _run_row(db: sqlite3.Connection) -> tuple[Any, ...]:
+    """Run, federation, generation, engine, precision, weighting, and the reference, which may be None."""
+    *row, link = db.execute("SELECT * FROM run").fetchone() or (None,)
+    if link != _run_link(row):
+        raise ValueError("its settings are not those that were written")
+    return tuple(row)
+
+
+def _run_link(row: Sequence[Any]) -> bytes:
+    return hashlib.sha256(b"hefl/v1/run" + msgspec.json.encode(row)).digest()
 
 
 def _first_link(seq: int, body: bytes) -> bytes:

@@ -12,9 +12,9 @@ from typing import ClassVar
 import msgspec
 from aiohttp import web
 
-from hefl import protocol
+from hefl import answers, protocol
 from hefl.compact import encode_records
-from hefl.coordinator import Coordinator, Emit, RunSettings
+from hefl.coordinator import Coordinator, RunSettings
 from hefl.decisions import Clock
 from hefl.engine import Engine
 from hefl.errors import (
@@ -40,6 +40,7 @@ from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
+from hefl.news import Emit
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Run
@@ -304,15 +305,15 @@ class Server:
         return _json(await self._coordinator.view(name, after))
 
     def _open_attempt(self, request: web.Request) -> Announcement:
-        """The open attempt, if a request means it. Raises as Coordinator.open_attempt."""
+        """The open attempt, if a request means it. Raises as answers.open_attempt."""
         name, nonce = self._joined(request)
-        return self._coordinator.open_attempt(name, nonce, *_attempt_of(request))
+        return answers.open_attempt(self._coordinator.run, name, nonce, *_attempt_of(request))
 
     def _announced_upload(self, request: web.Request) -> tuple[Announcement, str]:
         """The open attempt that an upload is for, and the upload's digest.
 
         Raises:
-            StaleError, ConflictError: As Coordinator.open_attempt.
+            StaleError, ConflictError: As answers.open_attempt.
             MalformedError: The digest is missing.
         """
         announcement = self._open_attempt(request)
@@ -325,7 +326,7 @@ class Server:
         """The open attempt, the upload's digest, the offset at which it goes on, and its whole length.
 
         Raises:
-            StaleError, ConflictError: As Coordinator.open_attempt.
+            StaleError, ConflictError: As answers.open_attempt.
             MalformedError: The length is missing, or more than any update of this attempt has.
         """
         announcement, digest = self._announced_upload(request)
@@ -344,10 +345,10 @@ class Server:
 
     async def _held(self, request: web.Request) -> web.Response:
         name = self._joined(request)[0]
-        if self._coordinator.was_taken(name, *_attempt_of(request)):
+        if answers.was_taken(self._coordinator.run, name, *_attempt_of(request)):
             return _json(Held(bytes=0, committed=True))
         _, digest = self._announced_upload(request)
-        committed = self._coordinator.is_committed(name, digest)
+        committed = answers.is_committed(self._coordinator.run, name, digest)
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
     async def _update(self, request: web.Request) -> web.Response:
@@ -360,7 +361,7 @@ class Server:
                 hint="state fewer with --num-examples, in the same proportion at every client",
             )
         name, spool = request[CLIENT], self._coordinator.spool
-        if self._coordinator.is_committed(name, digest):
+        if answers.is_committed(self._coordinator.run, name, digest):
             return web.Response()
         upload = spool.upload(name, digest)
         if "Expect" in request.headers:

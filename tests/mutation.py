@@ -96,6 +96,8 @@ def _place(draw: st.DataObject, length: int) -> int:
 def damaged_frame(draw: st.DataObject, data: bytes, others: Sequence[bytes] = ()) -> bytes:
     """A frame with a change in its header's fields or anywhere, mostly under a digest that is right."""
     where = draw.draw(st.sampled_from(["header", "header", "anywhere", "anywhere", "numbers"]))
+    if len(data) < wire.HEADER.size:  # of a change before
+        where = "anywhere"
     if where == "numbers":
         at = wire.HEADER.size + 8 + draw.draw(st.integers(0, 255)) * (len(data) - 600) // 255
         return redigested(data[:at] + b"\xff" * 32 + data[at + 32 :])

@@ -234,6 +234,9 @@ DAMAGE = {
     "no checkpoint": "DELETE FROM checkpoint",
     "another checkpoint": "UPDATE checkpoint SET run = replace(run, 'gathering', 'ended')",
     "no run": "DELETE FROM run",
+    "another engine": "UPDATE run SET engine = 'tenseal'",
+    "another generation": "UPDATE run SET generation = generation + 1",
+    "another reference": "UPDATE run SET reference = '{}'",
     "a missing record": "DELETE FROM record",
     "another record": "UPDATE record SET body = replace(body, 'alice', 'mallo')",
 }
@@ -258,7 +261,7 @@ def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
         play(journal, 3)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 1"):
+    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 2"):
         opened(tmp_path)
     with pytest.raises(StateError, match="schema version 7"):
         read_moment(tmp_path)

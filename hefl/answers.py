@@ -1,0 +1,141 @@
+"""What a run, as it stands, answers its clients: what they are shown, and which update may come. Without I/O."""
+
+from __future__ import annotations
+
+from hefl.engine import Engine, check_terms
+from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError
+from hefl.history import Announcement, Record
+from hefl.protocol import Join, View
+from hefl.rounds import Phase, Run
+
+
+def check_join(name: str, join: Join, engine: Engine, max_values: int) -> None:
+    """See that a client's terms, weight and size fit this server.
+
+    Raises:
+        EngineError, NumExamplesError, LayoutError: They do not.
+    """
+    check_terms(engine, join.terms, f"client {name}")
+    if join.num_examples > engine.max_num_examples:
+        raise NumExamplesError(
+            f"client {name} has {join.num_examples} examples, "
+            f"and engine {engine.name!r} scales by at most {engine.max_num_examples}",
+            hint="state fewer with --num-examples, in the same proportion at every client",
+        )
+    # Initial arrays are 16-bit words, up to four to a value.
+    values, most = max(join.values["training"], -(-max(join.values.values()) // 4)), max_values
+    if values > most:
+        raise LayoutError(
+            f"client {name}'s model has {values} values, and this server takes at most {most}",
+            hint="is it the right model? If so, the server needs a higher --max-values",
+        )
+
+
+def check_session(run: Run, name: str, join_nonce: str) -> None:
+    """See that a client has joined, and was not replaced since.
+
+    Raises:
+        StaleError: It has not joined.
+        NameInUseError: Another process has joined under its name since.
+    """
+    session = run.sessions.get(name)
+    if session is None:
+        raise StaleError(f"{name} has not joined this run")
+    if session.join_nonce != join_nonce:
+        raise NameInUseError(
+            f"another process has joined as {name} since", hint="run one client with each client's folder"
+        )
+
+
+def open_attempt(run: Run, name: str, join_nonce: str, round_num: int, attempt: int) -> Announcement:
+    """The open attempt, if it is the one that a participant means.
+
+    Raises:
+        StaleError: Another attempt is open, or none.
+        ConflictError: The client takes no part in it.
+    """
+    announcement = run.announcement
+    if announcement is None or run.phase is not Phase.COLLECTING:
+        raise StaleError(f"round {round_num}, attempt {attempt} is not open")
+    if (round_num, attempt) != (announcement.round, announcement.attempt):
+        raise StaleError(
+            f"an update for round {round_num}, attempt {attempt}, "
+            f"and round {announcement.round}, attempt {announcement.attempt} is open"
+        )
+    if not any(p.name == name and p.join_nonce == join_nonce for p in announcement.participants):
+        raise ConflictError(f"{name} takes no part in this attempt")
+    return announcement
+
+
+def check_open(run: Run, announcement: Announcement) -> None:
+    """See that an attempt is still open. Raises StaleError."""
+    if run.phase is not Phase.COLLECTING or run.announcement != announcement:
+        raise StaleError(f"round {announcement.round}, attempt {announcement.attempt} is not open")
+
+
+def is_committed(run: Run, name: str, digest: str) -> bool:
+    """Whether this update of a client's is in the open attempt's sum.
+
+    Raises:
+        ConflictError: Another one of this client is.
+    """
+    committed = run.committed.get(name)
+    if committed not in (None, digest):
+        raise ConflictError(f"another update of {name} is committed in this attempt already")
+    return committed is not None
+
+
+def was_taken(run: Run, name: str, round_num: int, attempt: int) -> bool:
+    """Whether a client's update is in the sum of an attempt that was published last.
+
+    Its answer may have been lost, and the attempt is over when the client asks.
+    """
+    return any(
+        (record.announcement.round, record.announcement.attempt) == (round_num, attempt)
+        and any(member.name == name for member in record.members)
+        for record in (run.model, run.closing)
+        if record
+    )
+
+
+def view_of(run: Run, name: str, version: int) -> View:
+    """The run as one client needs to see it."""
+    return View(
+        version=version,
+        phase=run.phase.value,
+        announcement=run.announcement if run.phase is Phase.COLLECTING else None,
+        committed=name in run.committed,
+        model=run.model,
+        closing=run.closing,
+        confirmations=dict(run.confirmations),
+        settled=_is_settled(run),
+    )
+
+
+def shown(run: Run) -> tuple[object, ...]:
+    """What of a run its clients wait for; of confirmations, that those of all members are there."""
+    last = last_record(run)
+    confirmed = last is not None and {m.name for m in last.members} <= run.confirmations.keys()
+    return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run)
+
+
+def last_record(run: Run) -> Record | None:
+    """Of the last round, whether it made a model or carried closing metrics only."""
+    return max((r for r in (run.model, run.closing) if r), key=lambda r: r.announcement.round, default=None)
+
+
+def describe(run: Run) -> str:
+    """Where a run is, in words."""
+    if run.phase in (Phase.DRAINING, Phase.ENDED):
+        last = run.model.announcement.round if run.model else 0
+        return f"{run.phase.value} after round {last}"
+    if run.announcement is None:
+        return f"before round {run.next_round} ({run.phase.value})"
+    committed, asked = len(run.committed), len(run.announcement.names)
+    attempt = f"in round {run.next_round}, attempt {run.attempt}"
+    return f"{attempt}: {committed} of {asked} updates are in"
+
+
+def _is_settled(run: Run) -> bool:
+    """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
+    return run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited

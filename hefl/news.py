@@ -1,0 +1,126 @@
+"""What becomes known of a run: a line in the log, and an event, as a flat mapping, for whoever asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hefl.engine import Engine
+from hefl.history import Announcement, Record
+from hefl.rounds import Run
+
+log = logging.getLogger("hefl")
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+EXCHANGES = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
+
+
+class News:
+    """Tells it.
+
+    Args:
+        emit: Is told every event.
+        engine: May have a remark on an attempt, which is made once.
+    """
+
+    def __init__(self, emit: Emit, engine: Engine) -> None:
+        self._emit = emit
+        self._engine = engine
+        self._remarked: str | None = None
+
+    def joined(self, name: str, num_examples: int) -> None:
+        """A client is here."""
+        log.info("%(client)s joined with %(num_examples)d examples", {"client": name, "num_examples": num_examples})
+        self._emit({"event": "joined", "client": name, "num_examples": num_examples})
+
+    def left(self, name: str, why: str = "") -> None:
+        """A client is gone."""
+        log.info("%(client)s left%(why)s", {"client": name, "why": why and f": {why}"})
+        self._emit({"event": "left", "client": name})
+
+    def announced(self, announcement: Announcement) -> None:
+        """An attempt is open."""
+        remark = self._engine.remark(announcement.as_attempt())
+        if remark and remark != self._remarked:
+            log.warning("%s", remark)
+            self._remarked = remark
+        names, number, attempt = announcement.names, announcement.round, announcement.attempt
+        log.info(
+            "round %(round)d, attempt %(attempt)d: %(what)s of %(participants)s",
+            {
+                "round": number,
+                "attempt": attempt,
+                "what": EXCHANGES[announcement.exchange],
+                "participants": ", ".join(names),
+            },
+        )
+        self._emit(
+            {
+                "event": "announced",
+                "round": number,
+                "attempt": attempt,
+                "exchange": announcement.exchange,
+                "participants": list(names),
+            }
+        )
+
+    def update(self, number: int, name: str, size_bytes: int) -> None:
+        """A participant's update is committed."""
+        log.info("round %(round)d: update of %(client)s is in", {"round": number, "client": name})
+        self._emit({"event": "update", "round": number, "client": name, "bytes": size_bytes})
+
+    def abandoned(self, number: int, reason: str) -> None:
+        """An attempt came to nothing."""
+        log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
+        self._emit({"event": "abandoned", "round": number, "reason": reason})
+
+    def published(self, record: Record, bytes_up: int, seconds: Mapping[str, float]) -> None:
+        """A round is over."""
+        announcement, names = record.announcement, [m.name for m in record.members]
+        log.info(
+            "round %(round)d: %(in)d of %(of)d in, %(kilobytes_up).1f kB up, aggregated in %(aggregate_s).3f s",
+            {
+                "round": announcement.round,
+                "in": len(names),
+                "of": len(announcement.names),
+                "kilobytes_up": bytes_up / 1e3,
+                "aggregate_s": seconds["aggregate"],
+            },
+        )
+        self._emit(
+            {
+                "event": "round",
+                "round": announcement.round,
+                "in": names,
+                "missed": [n for n in announcement.names if n not in names],
+                "bytes_up": bytes_up,
+                "seconds": seconds,
+            }
+        )
+
+    def stopped(self, run: Run) -> None:
+        """The clients had enough."""
+        last, planned = run.next_round - 1, run.last_training
+        log.info("stopped after round %d of %d: the clients had enough", last, planned)
+        self._emit({"event": "stopped", "round": last, "rounds": planned})
+
+    def ended(self, run: Run) -> None:
+        """The run is over."""
+        last = run.model.announcement.round if run.model else 0
+        log.info("the run has ended after round %(round)d", {"round": last})
+        self._emit({"event": "ended", "rounds": last})
+
+    def awaited(self, run: Run, phase_s: float, min_clients: int) -> None:
+        """Whom the run waits for, ``phase_s`` seconds after it began to."""
+        names = ", ".join(run.awaited)
+        if run.announcement:
+            left_s = max(run.announcement.deadline_s - phase_s, 0)
+            log.info(
+                "round %(round)d: waiting for %(awaited)s, for %(deadline_s).0f s more",
+                {"round": run.next_round, "awaited": names, "deadline_s": left_s},
+            )
+        else:
+            here = len(run.sessions)
+            log.info("waiting for %s to join (%d here, at least %d needed)", names, here, min_clients)
