@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
@@ -19,7 +18,6 @@ from hefl.connection import Connection
 from hefl.errors import (
     ConflictError,
     EngineError,
-    HeflError,
     LayoutError,
     ProtocolError,
     StaleError,
@@ -34,6 +32,7 @@ from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
 from hefl.learner import Learner, OnRound, tell
 from hefl.params import MIN_CLIENTS
+from hefl.polling import Poller
 from hefl.protocol import Confirmation, Join, MetricsReport, View, Welcome
 from hefl.updates import max_aggregate_bytes
 from hefl.wire import read_digest
@@ -42,9 +41,7 @@ log = logging.getLogger("hefl")
 
 OnTamper = Literal["stop", "skip"]
 
-MAX_JOINS = 30
-"""So often in a row a client joins that the server does not know any more."""
-REJOIN_S = 1.0
+FETCH_AGAIN_S = 1.0
 MAX_FETCHES = 30
 """So often a client asks for a last aggregate that the server does not give."""
 NO_HEAD = "00" * 32
@@ -99,6 +96,7 @@ class Client:
                 f"the engine 'plaintext' talks to loopback only, not to {host}",
                 hint="between machines: --engine packed",
             )
+        self._poller = Poller(self._connection, self._join)
         self._folder = folder
         self._learner = learner
         self._state = state
@@ -112,8 +110,6 @@ class Client:
         self._welcome: Welcome | None = None
         self._rounds = 0
         self._apart = False  # this client's model is not that of the last round, which it skipped
-        self._view: View | None = None
-        self._news = asyncio.Event()
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
         self._bytes_up = 0
@@ -127,13 +123,10 @@ class Client:
         """
         async with self._connection:
             await self._join()
-            poll = asyncio.create_task(self._poll())
             try:
-                await self._take_part(poll)
+                async with self._poller:
+                    await self._take_part()
             finally:
-                poll.cancel()
-                with suppress(asyncio.CancelledError, HeflError):
-                    await poll
                 await self._connection.leave()
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -178,54 +171,16 @@ class Client:
             hint="all clients train the same model: same tensors, same order, same metrics, same --patience",
         )
 
-    async def _poll(self) -> None:
-        """Keep the newest view, and show the server that this client lives."""
-        refused = 0
-        while True:
-            after = self._view.version if self._view else 0
-            try:
-                view = protocol.decode(await self._connection.call("GET", f"/v1/run?after={after}"), View)
-            except StaleError as error:
-                refused += 1
-                if refused > MAX_JOINS:
-                    raise ConflictError(
-                        f"the server lets this client join, and then does not know it: {error}"
-                    ) from error
-                await asyncio.sleep(REJOIN_S * (refused > 1))
-                await self._join()
-                continue
-            refused = 0
-            self._view = view
-            self._news.set()
-
-    async def _next_view(self, poll: asyncio.Task[None], after: int) -> View:
-        """Wait for a view newer than ``after``; raises what ended the polling."""
-        while self._view is None or self._view.version <= after:
-            await self._next_answer(poll)
-        return self._view
-
-    async def _next_answer(self, poll: asyncio.Task[None]) -> View:
-        """Wait for the next view, newer or not: what is over by time alone makes no news."""
-        self._news.clear()
-        waiting = asyncio.create_task(self._news.wait())
-        await asyncio.wait([waiting, poll], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        if poll.done():
-            poll.result()
-        if self._view is None:
-            raise StateError("news without a view")
-        return self._view
-
-    async def _take_part(self, poll: asyncio.Task[None]) -> None:
+    async def _take_part(self) -> None:
         version = -1
         while True:
-            view = await self._next_view(poll, version)
+            view = await self._poller.newer(version)
             version = view.version
             await self._follower.follow(view)
             await self._take_records(view)
             if view.phase in ("draining", "ended"):
                 await self._take_last(view)
-                if await self._confirm(view, poll):
+                if await self._confirm(view):
                     self._say_how_it_ended(view)
                     return
                 version = -1  # the run goes on after all
@@ -243,8 +198,8 @@ class Client:
         for _ in range(MAX_FETCHES):
             if self._taken >= self._follower.chain.round:
                 return
-            await asyncio.sleep(REJOIN_S)
-            view = self._view or view
+            await asyncio.sleep(FETCH_AGAIN_S)
+            view = self._poller.view or view
             if view.phase not in ("draining", "ended"):
                 return
             await self._follower.follow(view)
@@ -270,7 +225,7 @@ class Client:
             log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
             log.warning("hint: the model is that of round %d; ask who runs the server why", last)
 
-    async def _confirm(self, view: View, poll: asyncio.Task[None]) -> bool:
+    async def _confirm(self, view: View) -> bool:
         """Tell the other clients in which head the run has ended, and hear whether it is the same for them.
 
         Returns:
@@ -284,7 +239,7 @@ class Client:
         try:
             await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
             while not (expected.items() <= view.confirmations.items() or view.settled):
-                view = await self._next_answer(poll)
+                view = await self._poller.next()
                 if view.phase not in ("draining", "ended"):
                     return False
         except (UnreachableError, StaleError) as error:

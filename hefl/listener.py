@@ -8,6 +8,7 @@ cuts off itself first.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import socket
@@ -23,7 +24,7 @@ from typing import cast
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from hefl.errors import HeflError, MalformedError, ProtocolError
+from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
 from hefl.limits import Limits
 from hefl.params import MAX_CONNECTIONS_OF_CLIENT
 
@@ -63,17 +64,30 @@ class Listener:
         self._connections: dict[Connection, None] = {}  # in the order in which they came
 
     async def open(self, host: str, port: int) -> int:
-        """Listen on all addresses of a host; returns the port of the first. Raises OSError."""
+        """Listen on all addresses of a host; returns the port of the first.
+
+        Raises:
+            PortInUseError: The port is taken.
+            UsageError: It is no host of this machine's, or the system allows too few open files.
+        """
+        self.limits.allow_files()
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             for family, *_, address in dict.fromkeys(found):
                 listening = socket.create_server(address, family=family, backlog=BACKLOG)
                 listening.setblocking(False)
                 self._sockets.append(listening)
-        except OSError:
+        except OSError as error:
             self._close_sockets()
-            raise
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUseError(
+                    f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
+                ) from error
+            raise UsageError(
+                f"cannot listen on {host}:{port}: {reason_of(error)}",
+                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
+            ) from error
         self._accepting = [asyncio.create_task(self._accept(listening)) for listening in self._sockets]
         return int(self._sockets[0].getsockname()[1])
 

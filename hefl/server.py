@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from hefl import answers, protocol
+from hefl.callers import Callers
 from hefl.compact import encode_records
 from hefl.coordinator import Coordinator, RunSettings
 from hefl.decisions import Clock
@@ -24,20 +24,14 @@ from hefl.errors import (
     HeflError,
     MalformedError,
     NumExamplesError,
-    PortInUseError,
     StateError,
     TooSlowError,
-    UnknownClientError,
     UsageError,
-    reason_of,
 )
 from hefl.files import storing
 from hefl.history import Announcement
 from hefl.journal import Journal
-from hefl.keys import tls
-from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
-from hefl.keys.roll import Roll
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.news import Emit
@@ -116,16 +110,14 @@ class Server:
                 f"the engine 'plaintext' runs on loopback only, not on {host}", hint="between machines: --engine packed"
             )
         self._folder = folder
-        self._identity = folder.public.identity
         self._emit = emit
         self._host, self._port, self._insecure_http = host, port, insecure_http
         self._stopped = asyncio.Event()
         self._limits = limits or Limits()
         self._listener: Listener | None = None
         self._turns = Turns()
-        self._roll = Roll(folder)
+        self._callers = Callers(folder, insecure_http=insecure_http)
         self._reported = -1
-        self._noticed: set[str] = set()  # whose certificate was looked at for its end
         self._coordinator = self.coordinator_type(folder.public, engine, settings, journal, spool, emit)
 
     def stop(self) -> None:
@@ -167,7 +159,7 @@ class Server:
             self._emit({"event": "listening", "url": await self._listen(self._listener)})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
-                await self._coordinator.know(self._roll.refresh().clients)
+                await self._coordinator.know(self._callers.known())
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
         finally:
@@ -179,19 +171,7 @@ class Server:
 
     async def _listen(self, listener: Listener) -> str:
         """Open the port; returns the URL."""
-        host, port = self._host, self._port
-        self._limits.allow_files()
-        try:
-            port = await listener.open(host, port)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise PortInUseError(
-                    f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
-                ) from error
-            raise UsageError(
-                f"cannot listen on {host}:{port}: {reason_of(error)}",
-                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
-            ) from error
+        host, port = self._host, await listener.open(self._host, self._port)
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._insecure_http else 'https'}://{shown}:{port}"
 
@@ -201,7 +181,9 @@ class Server:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every refusal as a Refusal; what was not foreseen is logged and tells the client nothing."""
         try:
-            self._identify(request)
+            request[CLIENT] = name = self._callers.name_of(request)
+            if self._listener:
+                self._listener.identified(request, name)
             return await handler(request)
         except HeflError as error:
             return self._refuse(request, error)
@@ -212,57 +194,6 @@ class Server:
         except Exception:
             log.exception("a request of %s failed", request.get(CLIENT, "an unknown client"))
             return self._refuse(request, HeflError("the server failed", hint="its log says why: ask who runs it"))
-
-    def _identify(self, request: web.Request) -> None:
-        """Find out who asks, as the certificate says, and keep the name in the request.
-
-        Raises:
-            UnknownClientError: Not a client of this federation's.
-            ProtocolError, MismatchError: As protocol.check_headers.
-        """
-        if self._insecure_http:
-            name = request.headers.get(protocol.HEADER_CLIENT, "")
-            self._check_revoked(name)
-        else:
-            name = self._certified_name(request)
-        protocol.check_headers(request.headers, self._folder.public)
-        if name not in self._roll.names.clients:
-            raise UnknownClientError(
-                f"client {name!r} is not on the server's list",
-                hint="copy server/clients.hefl from the authority's folder to the server again; it picks it up",
-            )
-        request[CLIENT] = name
-        if self._listener:
-            self._listener.identified(request, name)
-
-    def _certified_name(self, request: web.Request) -> str:
-        connection = request.transport and request.transport.get_extra_info("ssl_object")
-        der = connection and connection.getpeercert(binary_form=True)
-        if not der:
-            raise UnknownClientError(
-                "the request came without a certificate", hint="ask with 'hefl client' and a folder of this federation"
-            )
-        certificate = tls.from_der(der, "the client's certificate")
-        holder = tls.holder_of(certificate, "the client's certificate")
-        self._check_revoked(holder.name)
-        if not holder.is_client or holder.identity != self._identity:
-            who = f"client {holder.name}" if holder.is_client else holder.name
-            raise UnknownClientError(
-                f"the certificate speaks for {who} of {holder.identity}, "
-                f"and this server serves clients of {self._identity}",
-                hint="copy the folders of server and client again from the authority: they are of different times",
-            )
-        if holder.name not in self._noticed:
-            self._noticed.add(holder.name)
-            if notice := expiry_notice(f"the certificate of client {holder.name}", certificate):
-                log.warning("%s", notice)
-        return holder.name
-
-    def _check_revoked(self, name: str) -> None:
-        if name in self._roll.refresh().revoked:
-            raise UnknownClientError(
-                f"client {name} was revoked", hint="only the authority can let it in again, with new keys"
-            )
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""

@@ -186,7 +186,7 @@ def test_a_client_does_not_end_a_run_without_its_last_aggregate(
         """As where the server answers 410."""
 
     monkeypatch.setattr(client, "_take_records", refused)
-    monkeypatch.setattr("hefl.client.REJOIN_S", 0.0)
+    monkeypatch.setattr("hefl.client.FETCH_AGAIN_S", 0.0)
     with pytest.raises(TamperError, match="does not give the aggregate") as caught:
         asyncio.run(client._take_last(view))
     assert caught.value.check == "history"
