@@ -32,6 +32,8 @@ log = logging.getLogger("hefl")
 
 BACKLOG = 1024
 """Connections that wait to be taken."""
+GONE = 499
+"""No answer: nobody hears it."""
 FULL_S = 0.1
 """How long nobody is taken in where the system has no descriptor left."""
 BUFFER_BYTES = 1 << 15
@@ -295,7 +297,12 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer bytes that are no request."""
+        """Answer bytes that are no request, and nobody where a peer went away before its answer."""
+        if isinstance(exc, ConnectionError):
+            log.info("%s has gone before its answer", self.client or "an unknown client")
+            unheard = web.Response(status=GONE)
+            unheard.force_close()
+            return unheard
         if isinstance(exc, HttpProcessingError):
             said = exc.message.partition("\n")[0].rstrip(":")
         elif isinstance(exc, UnicodeError):  # aiohttp answers an Expect that it does not know by quoting it

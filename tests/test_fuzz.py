@@ -281,6 +281,7 @@ def test_a_key_file_is_read_to_the_letter_or_refused(folders: Path, tmp_path: Pa
     reached_all(reached, "deeper", "secret.hefl read", "clients.hefl read", *(f"{p.name} refused" for p in readers))
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # it goes on, and the signature is refused
 @sizes
 def test_a_certificate_or_a_key_is_one_of_hefls_or_refused(folders: Path, tmp_path: Path, size: int) -> None:
     reached = Counter[str]()

@@ -163,6 +163,26 @@ def test_who_does_not_take_its_answer_is_cut_off(keys: Federation, tmp_path: Pat
             peer.sendall(asked)
         server.until("cut off mallory")
         assert alice.ask("GET", "/v1/records")[0] == 200
+        assert "Traceback" not in server.error
+
+
+def test_who_goes_away_before_an_answer_is_no_fault_of_the_servers(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--join-wait", "0")
+        alice, bob = Peer(keys, "alice"), Peer(keys, "bob")
+        alice.join()
+        bob.join()
+        server.until("round 0, attempt 1")
+        upload = {"Content-Length": "1000", "Expect": "100-continue", protocol.HEADER_DIGEST: "ab" * 32}
+        head = alice.head("PUT", "/v1/rounds/0/1/update", upload | {protocol.HEADER_NUM_EXAMPLES: "4"})
+        for _ in range(10):
+            peer = alice.tls()
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # what it says and its end arrive at once
+            peer.sendall(head)
+            peer.close()
+        server.until("alice has gone")
+        assert alice.ask("GET", "/v1/records")[0] == 200
+        assert "Traceback" not in server.error
 
 
 def test_a_compressed_body_does_not_grow(keys: Federation, tmp_path: Path) -> None:
