@@ -33,7 +33,7 @@ from hefl.keys import credentials, keyfile, tls
 from hefl.rounds import Joined
 from hefl.updates import Summation, read_aggregate
 
-SIZES = [pytest.param(1, id="some"), pytest.param(50, id="many", marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+SIZES = [pytest.param(1, id="some"), pytest.param(50, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 sizes = pytest.mark.parametrize("size", SIZES)
 MANY = 3000
 MEMORY = 48 << 20
@@ -86,7 +86,7 @@ def test_an_update_is_refused_whole_or_taken_whole(public: PublicContext, update
             summation = Summation(public, engine, FRAMES)
 
     with memory_within(MEMORY):
-        try_many(300 * size, check, random=size > 1)
+        try_many(300 * size, check)
     for name, data in updates.items():
         summation.add(summation.open(data, name), name)
     assert summation.finish(io.BytesIO()) == expected
@@ -118,7 +118,7 @@ def test_an_aggregate_that_is_another_is_refused(
             reached["same"] += 1
 
     with memory_within(MEMORY):
-        try_many(100 * size, check, random=size > 1)
+        try_many(100 * size, check)
     reached_all(reached, "form", "tag", "attempt", "EngineError")
 
 
@@ -136,7 +136,7 @@ def test_the_beginning_of_a_frame_is_read_or_refused(updates: dict[str, bytes], 
                 reached[type(error).__name__] += 1
 
     with memory_within(MEMORY):
-        try_many(200 * size, check, random=size > 1)
+        try_many(200 * size, check)
     reached_all(reached, "read", "MalformedError", "VersionError")
 
 
@@ -188,7 +188,7 @@ def test_what_is_said_is_understood_to_the_letter_or_refused(size: int) -> None:
             assert all(len(m.seed) == 32 for m in found.as_members())
 
     with memory_within(MEMORY):
-        try_many(600 * size, check, random=size > 1)
+        try_many(600 * size, check)
     reached_all(reached, *(f"{type(s).__name__} {what}" for s in SAID for what in ("refused", "understood")))
 
 
@@ -214,7 +214,7 @@ def test_a_refusal_is_an_error_whatever_it_says(size: int) -> None:
         assert len(found.message) <= 2100
         reached[type(found).__name__] += 1
 
-    try_many(200 * size, check, random=size > 1)
+    try_many(200 * size, check)
     reached_all(reached, "OtherLayoutError", "ProtocolError", "MalformedError", "MismatchError", "TamperError")
 
 
@@ -277,7 +277,7 @@ def test_a_key_file_is_read_to_the_letter_or_refused(folders: Path, tmp_path: Pa
                 reached["deeper"] += 1
 
     with memory_within(3 * MEMORY):  # SEAL's
-        try_many(200 * size, check, random=size > 1)
+        try_many(200 * size, check)
     reached_all(reached, "deeper", "secret.hefl read", "clients.hefl read", *(f"{p.name} refused" for p in readers))
 
 
@@ -321,7 +321,7 @@ def test_a_certificate_or_a_key_is_one_of_hefls_or_refused(folders: Path, tmp_pa
             reached["server refused"] += 1
 
     with memory_within(MEMORY):
-        try_many(200 * size, check, random=size > 1)
+        try_many(200 * size, check)
     reached_all(reached, *(f"{n} refused" for n in names), "der refused", "der read", "server refused")
 
 
@@ -374,5 +374,5 @@ def test_a_damaged_journal_is_refused_or_says_what_it_said(tmp_path: Path, size:
             opened.close()
 
     with memory_within(MEMORY):
-        try_many(100 * size, check, random=size > 1)
+        try_many(100 * size, check)
     reached_all(reached, "resumed", "StateError")

@@ -28,7 +28,7 @@ from hefl.history import Announcement
 from hefl.journal import FILE
 from hefl.updates import write_update
 
-SIZES = [pytest.param(250, id="some"), pytest.param(12_000, id="many", marks=[pytest.mark.long])]
+SIZES = [pytest.param(250, id="some"), pytest.param(12_000, id="many", marks=[pytest.mark.slow])]
 MEMORY = 64 << 20
 """What the server may need beside what it had with its clients in; no request of these has half a megabyte."""
 UNFINISHED_S = 0.25
@@ -196,7 +196,7 @@ def test_a_server_answers_whatever_it_is_asked_and_nothing_changes(tmp_path: Pat
 
         assert alice.ask("PUT", upload.path, upload.body, upload.headers)[0] == 400  # it warms the server up
         with closing(journal), memory_within(MEMORY, server.child.pid):
-            try_many(count, check, random=count > 1000)
+            try_many(count, check)
         assert server.child.poll() is None
         assert len(list((state / "uploads").iterdir())) <= 1
         good = right_update(announcement, alice)
