@@ -334,7 +334,10 @@ class Coordinator:
         async with self._lock:
             answers.check_open(self.run, announcement)
             summation = await asyncio.to_thread(self._tally.fold)
-        frame = await asyncio.to_thread(summation.open, upload.path, name)
+        try:
+            frame = await asyncio.to_thread(summation.open, upload.path, name)
+        except FileNotFoundError as error:  # uploads go when their attempt ends
+            raise StaleError("the attempt was over before the update was checked") from error
         if frame.digest.hex() != upload.digest:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
         async with self._lock:

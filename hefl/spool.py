@@ -40,13 +40,17 @@ class Upload:
             ConflictError: Bytes are missing before the offset.
             UnreachableError: It is whole already, and being checked.
         """
-        if self._whole:
-            raise UnreachableError("the update is here and being checked", hint="ask again in a moment")
+        self.check_movable()
         if offset > self.held_bytes:
             raise ConflictError(f"an upload from byte {offset} on, and {self.held_bytes} bytes are here")
         self._turn += 1
         self.held_bytes = offset
         return Writing(self, self._turn)
+
+    def check_movable(self) -> None:
+        """See that nobody works with its bytes just now. Raises UnreachableError: it is whole, and being checked."""
+        if self._whole:
+            raise UnreachableError("an update is here and being checked", hint="ask again in a moment")
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -136,11 +140,13 @@ class Spool:
         """A client's upload, begun or to be gone on with; of two different ones the newer stays.
 
         Raises:
+            UnreachableError: Another one is being checked.
             StateError: It cannot be stored.
         """
         upload = self._uploads.get(name)
         if upload is None or upload.digest != digest:
             if upload:
+                upload.check_movable()
                 self.drop(name, upload)
             with storing("the update"):
                 upload = self._uploads[name] = Upload(self._arriving / name, digest)

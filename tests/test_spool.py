@@ -68,6 +68,8 @@ def test_nobody_changes_an_upload_while_it_is_checked_and_committed(tmp_path: Pa
         with upload.whole():
             with pytest.raises(UnreachableError, match="being checked"):
                 upload.receive(0)
+            with pytest.raises(UnreachableError, match="being checked"):
+                spool.upload("alice", "ef" * 32)
             with pytest.raises(StaleError):
                 writing.write(b"4")
             with spool.keeping("alice"):
