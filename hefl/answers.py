@@ -98,8 +98,8 @@ def was_taken(run: Run, name: str, round_num: int, attempt: int) -> bool:
     )
 
 
-def view_of(run: Run, name: str, version: int) -> View:
-    """The run as one client needs to see it."""
+def view_of(run: Run, name: str, version: int, silent: frozenset[str]) -> View:
+    """The run as one client needs to see it; of the others, some are silent."""
     return View(
         version=version,
         phase=run.phase.value,
@@ -108,7 +108,7 @@ def view_of(run: Run, name: str, version: int) -> View:
         model=run.model,
         closing=run.closing,
         confirmations=dict(run.confirmations),
-        settled=_is_settled(run),
+        settled=_is_settled(run, silent),
     )
 
 
@@ -116,7 +116,7 @@ def shown(run: Run) -> tuple[object, ...]:
     """What of a run its clients wait for; of confirmations, that those of all members are there."""
     last = last_record(run)
     confirmed = last is not None and {m.name for m in last.members} <= run.confirmations.keys()
-    return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run)
+    return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run, frozenset())
 
 
 def last_record(run: Run) -> Record | None:
@@ -136,6 +136,6 @@ def describe(run: Run) -> str:
     return f"{attempt}: {committed} of {asked} updates are in"
 
 
-def _is_settled(run: Run) -> bool:
+def _is_settled(run: Run, silent: frozenset[str]) -> bool:
     """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
-    return run.phase in (Phase.DRAINING, Phase.ENDED) and not run.awaited
+    return run.phase in (Phase.DRAINING, Phase.ENDED) and not set(run.awaited) - silent

@@ -242,7 +242,11 @@ class Client:
                 view = await self._poller.next()
                 if view.phase not in ("draining", "ended"):
                     return False
-        except (UnreachableError, StaleError) as error:
+        except StaleError as error:
+            if (await self._poller.next()).phase not in ("draining", "ended"):
+                return False
+            log.info("the run is over, and this client has its model; %s", error)
+        except UnreachableError as error:
             log.info("the run is over, and this client has its model; %s", error)
         self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
         self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])

@@ -95,12 +95,12 @@ class ClientState:
         with storing("the aggregate"):
             with replacing(self._aggregates / f"{stem}.layout") as file:
                 file.write(layout.seal(secret))
-            with replacing(self._aggregates / f"{stem}.json") as file:
-                file.write(msgspec.json.encode(record))
             self.aggregate.replace(self._aggregates / f"{stem}.agg")
-        kept = sorted({path.stem for path in self._aggregates.iterdir()})
+            with replacing(self._aggregates / f"{stem}.json") as file:  # the last one: by it the others count
+                file.write(msgspec.json.encode(record))
+        kept = sorted(path.stem for path in self._aggregates.glob("*.json"))
         for path in self._aggregates.iterdir():
-            if path.stem in kept[: -self._count]:
+            if path.stem not in kept[-self._count :]:
                 path.unlink(missing_ok=True)
 
     def _read_session(self) -> _Session:
@@ -110,7 +110,7 @@ class ClientState:
             session = _Session(join_nonce=os.urandom(16).hex())
             self._write(session)
             return session
-        except msgspec.MsgspecError as error:
+        except protocol.UNREADABLE as error:
             raise StateError(
                 f"{self._file} is damaged: {error}", hint="remove it; the client then joins as a new one"
             ) from error

@@ -36,12 +36,26 @@ AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SE
 T = TypeVar("T")
 
 
+class Progress:
+    """How far a file's transfer has ever come, over all tries, and when; before that, when it began."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self._reached_bytes = 0
+
+    def reach(self, position: int) -> None:
+        """The file has come to this byte."""
+        if position > self._reached_bytes:
+            self._reached_bytes, self.at = position, time.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class Rest:
     """A file that is streamed from an offset on."""
 
     path: Path
-    offset: int = 0
+    offset: int
+    progress: Progress
 
 
 Body = bytes | Rest | None
@@ -104,12 +118,12 @@ class Connection:
         """One request and its answer's body, tried again while nobody answers.
 
         Raises:
-            UnreachableError: Nobody answered for connect_timeout_s.
+            UnreachableError: Nobody answered for connect_timeout_s, and nothing moved.
             CertificateError: TLS refused one side's certificate; says which.
             HeflError: What the server refused, as it says.
         """
 
-        async def once() -> bytes:
+        async def once(_: Progress) -> bytes:
             async with self._request(method, path, body, headers) as response:
                 return await _read(response)
 
@@ -131,7 +145,7 @@ class Connection:
         """
         first = True
 
-        async def once() -> None:
+        async def once(progress: Progress) -> None:
             nonlocal first
             offset = 0
             if not first:
@@ -143,7 +157,7 @@ class Connection:
                 log.info("the upload goes on at byte %d of %d", offset, size)
             first = False
             more = {protocol.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
-            async with self._request("PUT", path, Rest(file, offset), {**headers, **more}) as response:
+            async with self._request("PUT", path, Rest(file, offset, progress), {**headers, **more}) as response:
                 await _read(response)
 
         await self._patiently(once, patience_s)
@@ -157,9 +171,9 @@ class Connection:
             HeflError: As ``call``.
         """
 
-        async def once() -> int:
+        async def once(progress: Progress) -> int:
             async with self._request("GET", path) as response:
-                return await _store(response.content.iter_chunked(CHUNK_BYTES), target, limit_bytes)
+                return await _store(response.content.iter_chunked(CHUNK_BYTES), target, limit_bytes, progress)
 
         return await self._patiently(once)
 
@@ -186,14 +200,14 @@ class Connection:
             async with asyncio.timeout(2), self._http.post("/v1/leave"):
                 pass
 
-    async def _patiently(self, exchange: Callable[[], Awaitable[T]], patience_s: float = 0.0) -> T:
-        began, delay_s = time.monotonic(), FIRST_DELAY_S
+    async def _patiently(self, exchange: Callable[[Progress], Awaitable[T]], patience_s: float = 0.0) -> T:
+        progress, delay_s = Progress(), FIRST_DELAY_S
         while True:
             try:
-                return await exchange()
+                return await exchange(progress)
             except (aiohttp.ClientError, OSError, TimeoutError, _Unavailable) as error:
                 await self._raise_if_final(error)
-                reason, waited_s = _reason(error), time.monotonic() - began
+                reason, waited_s = _reason(error), time.monotonic() - progress.at
                 answers = isinstance(error, _Unavailable)
                 limit_s = max(self._connect_timeout_s, patience_s if answers else 0.0)
                 if waited_s >= limit_s:
@@ -272,7 +286,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -> int:
+async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int, progress: Progress) -> int:
     received = 0
     with storing("the aggregate"), replacing(target) as file:
         async for chunk in chunks:
@@ -280,6 +294,7 @@ async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int) -
             if received > limit_bytes:
                 raise MalformedError(f"oversized: the aggregate has more than {limit_bytes} bytes")
             file.write(chunk)
+            progress.reach(received)
     return received
 
 
@@ -288,6 +303,7 @@ async def _chunks(rest: Rest) -> AsyncIterator[bytes]:
         file.seek(rest.offset)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
+            rest.progress.reach(file.tell())
 
 
 def _check_url(url: str, *, insecure_http: bool) -> None:

@@ -189,9 +189,7 @@ class Coordinator:
     def remind(self) -> None:
         """Say whom the run waits for."""
         self._reminded = time.monotonic()
-        if self.run.phase not in (Phase.GATHERING, Phase.COLLECTING) or not self.run.awaited:
-            return
-        self._news.awaited(self.run, self._clock().phase_s, self._settings.min_clients)
+        self._news.awaited(self.run, self._clock(), self._settings.min_clients)
 
     def look(self) -> tuple[rounds.Run, decisions.Clock]:
         """The run as it stands, and its clock."""
@@ -218,7 +216,7 @@ class Coordinator:
             self._phase_since = time.monotonic()
         if answers.shown(self.run) != answers.shown(before):
             self._version = self._journal.now.seq
-        if len(self.run.sessions) < self._settings.min_clients:
+        if len(before.sessions) < self._settings.min_clients:  # now there may be enough, since this event
             self._enough_since = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
@@ -320,7 +318,7 @@ class Coordinator:
         hear of each.
         """
         await self._wait(lambda: self._version > after or after == 0 < self._journal.now.seq, POLL_S)
-        return answers.view_of(self.run, name, self._journal.now.seq)
+        return answers.view_of(self.run, name, self._journal.now.seq, self._clock().silent)
 
     async def commit(self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int) -> None:
         """Add a whole and durable upload to the sum, once.

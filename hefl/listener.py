@@ -179,7 +179,7 @@ class LeanTLS(SSLProtocol):
 class Connection(web.RequestHandler):
     """One connection, from the moment it is taken: before TLS it has no transport, and before a request no client."""
 
-    __slots__ = ("_carrier", "_listener", "_shaking", "_stalled", "client")
+    __slots__ = ("_below", "_carrier", "_ending", "_listener", "_shaking", "_stalled", "client")
 
     def __init__(self, listener: Listener, server: web.Server) -> None:
         super().__init__(
@@ -199,7 +199,9 @@ class Connection(web.RequestHandler):
         self._listener = listener
         self._shaking: asyncio.Task[None] | None = None
         self._carrier: asyncio.Transport | None = None
+        self._below: asyncio.Transport | None = None  # TLS
         self._stalled: asyncio.TimerHandle | None = None
+        self._ending: asyncio.TimerHandle | None = None
 
     def shake_hands(self, taken: socket.socket, context: ssl.SSLContext | None) -> None:
         """Do TLS over a new connection, within the limits."""
@@ -213,11 +215,11 @@ class Connection(web.RequestHandler):
                 await loop.connect_accepted_socket(lambda: self, taken)
                 return
             tls = LeanTLS(context, self, ready, self._listener.limits.patience_s)
-            below, _ = await loop.connect_accepted_socket(lambda: tls, taken)
+            self._below, _ = await loop.connect_accepted_socket(lambda: tls, taken)
             try:
                 await ready
             except BaseException:
-                below.abort()
+                self._below.abort()
                 raise
         except (OSError, asyncio.CancelledError):
             taken.close()
@@ -231,8 +233,9 @@ class Connection(web.RequestHandler):
     def cut(self) -> None:
         """End it at once."""
         self._listener.gone(self)
-        if self._carrier:
-            self._carrier.abort()
+        # One that TLS has closed already may still wait, below it, for a peer that takes nothing.
+        if carrier := self._below or self._carrier:
+            carrier.abort()
         elif self._shaking:
             self._shaking.cancel()
 
@@ -243,9 +246,16 @@ class Connection(web.RequestHandler):
         self._carrier.set_write_buffer_limits(BUFFER_BYTES)
         super().connection_made(transport)
 
+    def eof_received(self) -> None:
+        """The peer says no more; that it does not take what it is still told must not keep it here."""
+        super().eof_received()
+        self._ending = self._loop.call_later(self._listener.limits.patience_s, self.cut)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """It has ended."""
         self._listener.gone(self)
+        if self._ending:
+            self._ending.cancel()
         self._let_go()
         super().connection_lost(exc)
 

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hefl.decisions import Clock
 from hefl.engine import Engine
 from hefl.history import Announcement, Record
-from hefl.rounds import Run
+from hefl.rounds import Phase, Run
 
 log = logging.getLogger("hefl")
 
@@ -112,15 +113,15 @@ class News:
         log.info("the run has ended after round %(round)d", {"round": last})
         self._emit({"event": "ended", "rounds": last})
 
-    def awaited(self, run: Run, phase_s: float, min_clients: int) -> None:
-        """Whom the run waits for, ``phase_s`` seconds after it began to."""
-        names = ", ".join(run.awaited)
-        if run.announcement:
-            left_s = max(run.announcement.deadline_s - phase_s, 0)
+    def awaited(self, run: Run, clock: Clock, min_clients: int) -> None:
+        """Whom the run waits for, if for anybody."""
+        if run.announcement and run.awaited and run.phase is Phase.COLLECTING:
+            left_s = max(run.announcement.deadline_s - clock.phase_s, 0)
             log.info(
                 "round %(round)d: waiting for %(awaited)s, for %(deadline_s).0f s more",
-                {"round": run.next_round, "awaited": names, "deadline_s": left_s},
+                {"round": run.next_round, "awaited": ", ".join(run.awaited), "deadline_s": left_s},
             )
-        else:
-            here = len(run.sessions)
-            log.info("waiting for %s to join (%d here, at least %d needed)", names, here, min_clients)
+        here = run.sessions.keys() - clock.silent
+        if run.phase is Phase.GATHERING and (absent := [name for name in run.known if name not in here]):
+            names = ", ".join(absent)
+            log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)

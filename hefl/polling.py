@@ -47,8 +47,8 @@ class Poller:
             await self._task
 
     async def newer(self, version: int) -> View:
-        """Wait for a view newer than this version; raises what ended the polling."""
-        while self.view is None or self.view.version <= version:
+        """Wait for another view than that of this version; raises what ended the polling."""
+        while self.view is None or self.view.version == version:
             await self.next()
         return self.view
 

@@ -54,7 +54,12 @@ class Upload:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All bytes are here: nobody may change them while they are checked and committed."""
+        """All bytes are here: nobody may change them while they are checked and committed.
+
+        Raises:
+            UnreachableError: Another connection has brought them too, and they are being checked.
+        """
+        self.check_movable()
         self._turn, self._whole = self._turn + 1, True
         try:
             yield

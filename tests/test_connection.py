@@ -20,6 +20,9 @@ from hefl.keys import party
 
 Ask = Callable[[Connection], Awaitable[Any]]
 
+Answer = bytes | list[bytes]
+"""An answer; or pieces of one, a fifth of a second apart, after which the connection breaks off."""
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
@@ -35,7 +38,7 @@ def refusal(status: str, **fields: Any) -> bytes:
     return answer(json.dumps({"error": "MalformedError", "message": "no", **fields}).encode(), status)
 
 
-async def _asked(keys: Federation, answers: Sequence[bytes], ask: Ask) -> tuple[Any, int]:
+async def _asked(keys: Federation, answers: Sequence[Answer], ask: Ask) -> tuple[Any, int]:
     """What a client makes of such answers, one a request, the last one for ever; and how often it asked."""
     credentials = party.read_server_folder(keys.folder / "server").credentials
     count = 0
@@ -45,8 +48,13 @@ async def _asked(keys: Federation, answers: Sequence[bytes], ask: Ask) -> tuple[
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 count += 1
-                writer.write(answers[min(count, len(answers)) - 1])
-                await writer.drain()
+                answer = answers[min(count, len(answers)) - 1]
+                for piece in answer if isinstance(answer, list) else [answer]:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.2 * isinstance(answer, list))
+                if isinstance(answer, list):
+                    return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -63,7 +71,7 @@ async def _asked(keys: Federation, answers: Sequence[bytes], ask: Ask) -> tuple[
         return found, count
 
 
-def asked(keys: Federation, *answers: bytes, ask: Ask | None = None) -> tuple[Any, int]:
+def asked(keys: Federation, *answers: Answer, ask: Ask | None = None) -> tuple[Any, int]:
     return asyncio.run(_asked(keys, answers, ask or (lambda c: c.call("GET", "/v1/run"))))
 
 
@@ -114,6 +122,21 @@ def test_what_may_pass_is_tried_again_and_not_for_ever(keys: Federation, status:
     error, count = asked(keys, refusal(status))
     assert isinstance(error, UnreachableError)
     assert count > 1
+
+
+def test_a_transfer_that_breaks_off_late_is_tried_again_as_long_as_it_comes_further(
+    keys: Federation, tmp_path: Path
+) -> None:
+    """The connection gives up after a second without progress, and each try takes longer."""
+    target, whole = tmp_path / "aggregate", bytes(5000)
+    broken = [answer(whole[:500], length=5000), *[bytes(500)] * 6]
+    again = [answer(whole[:500], length=5000), *[bytes(500)] * 7]
+    found, count = asked(keys, broken, again, answer(whole), ask=lambda c: c.download("/v1/x", target, 5000))
+    assert (found, count) == (5000, 3)
+    assert target.read_bytes() == whole
+    error, count = asked(keys, broken, ask=lambda c: c.download("/v1/x", target, 5000))
+    assert isinstance(error, UnreachableError)
+    assert count == 2
 
 
 NO_ANSWERS = (

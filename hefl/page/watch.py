@@ -151,10 +151,11 @@ def standing(run: Run, clock: Clock, watch: Watch) -> dict[str, str]:
     ``sent`` its update, or ``done`` with the whole run; ``awaited``; ``silent`` for too long; ``here`` with nothing to
     do; ``left``; ``absent``.
     """
-    return {name: _standing(name, run, clock, watch) for name in run.known}
+    expected = frozenset(awaited(run, clock))
+    return {name: _standing(name, run, clock, watch, expected) for name in run.known}
 
 
-def _standing(name: str, run: Run, clock: Clock, watch: Watch) -> str:
+def _standing(name: str, run: Run, clock: Clock, watch: Watch, expected: frozenset[str]) -> str:
     if name in run.confirmations:
         return "done"
     if run.announcement and name in run.committed:
@@ -163,7 +164,7 @@ def _standing(name: str, run: Run, clock: Clock, watch: Watch) -> str:
         return "left" if name in watch.left else "absent"
     if name in clock.silent:
         return "silent"
-    return "awaited" if name in awaited(run, clock) else "here"
+    return "awaited" if name in expected else "here"
 
 
 def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
