@@ -24,6 +24,7 @@ def status(state: Path, as_json: bool) -> None:
     """
     from hefl.answers import describe
     from hefl.journal import read_moment
+    from hefl.rounds import Phase
 
     moment = read_moment(state)
     run = moment.run
@@ -42,7 +43,9 @@ def status(state: Path, as_json: bool) -> None:
         return
     click.echo(f"run {run.run[:8]} of {run.last_training} rounds: {describe(run)}")
     left_s = _left_s(moment)
-    if run.awaited:
+    if run.awaited and run.phase in (Phase.DRAINING, Phase.ENDED):
+        click.echo(f"not confirmed by {', '.join(run.awaited)}")
+    elif run.awaited:
         until = (
             "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"
         )

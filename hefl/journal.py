@@ -29,6 +29,7 @@ from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
 from hefl.protocol import Join
 from hefl.rounds import Announced, Event, Phase, Published, Run, advance
+from hefl.spool import holds_files
 
 FILE = "journal.sqlite"
 APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
@@ -117,6 +118,8 @@ class Journal:
                 for path in folder.glob(f"{FILE}*"):
                     path.unlink()
                 self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
+            if not self.resumed and holds_files(folder):
+                _damaged(self._path, "it is empty or was missing, and there are aggregates or updates of a run")
             if not self.resumed:
                 self._create(fresh, identity, terms)
             self.now, self._link, self.reference = _load(self._db)

@@ -108,6 +108,11 @@ class Writing:
         self._file.close()
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether a run has left updates or aggregates here."""
+    return any(path.is_file() for name in ("updates", "aggregates") for path in (folder / name).glob("*"))
+
+
 class Spool:
     """The files in a folder that the caller has locked."""
 

@@ -256,6 +256,18 @@ def test_a_journal_that_was_damaged_or_edited_is_refused_and_left_as_it_is(tmp_p
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_run_without_its_journal_is_not_begun_anew_over_its_files(tmp_path: Path) -> None:
+    with closing(opened(tmp_path)) as journal:
+        play(journal, 3)
+    for path in tmp_path.glob(f"{FILE}*"):
+        path.unlink()
+    (tmp_path / "aggregates").mkdir()
+    (tmp_path / "aggregates" / ("ab" * 32)).write_bytes(b"x")
+    for _ in range(2):
+        with pytest.raises(StateError, match="aggregates or updates of a run"):
+            opened(tmp_path)
+
+
 def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as journal:
         play(journal, 3)
