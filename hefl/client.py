@@ -361,6 +361,10 @@ class Client:
         before = learner.model and learner.model.arrays
         try:
             metrics = learner.accept(path, record, self._min_participants)
+            if learner.model is None and (kept := self._state.kept_before(record)):
+                # This client was started again, and the round was useless: the others go on from the model before.
+                learner.accept(*kept, self._min_participants)
+                metrics = learner.accept(path, record, self._min_participants)
             self._apart = self._apart and record.announcement.exchange == "closing"
         except ProtocolError as error:
             if self._on_tamper == "stop":

@@ -103,6 +103,18 @@ class ClientState:
             if path.stem not in kept[-self._count :]:
                 path.unlink(missing_ok=True)
 
+    def kept_before(self, record: Record) -> tuple[Path, Record] | None:
+        """The aggregate of the round before a record's, and its own record; None where it is not kept.
+
+        Raises:
+            MalformedError, StateError: A record that is kept is damaged.
+        """
+        path = self._aggregates / f"{record.announcement.round - 1:010}.json"
+        if not path.is_file():
+            return None
+        kept = protocol.decode(_read(path), Record)
+        return (path.with_suffix(".agg"), kept) if kept.head == record.announcement.head else None
+
     def _read_session(self) -> _Session:
         try:
             return msgspec.json.decode(self._file.read_bytes(), type=_Session)

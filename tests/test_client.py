@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from federation import Federation
 from helpers import announcement, record
 from trainers import Drift
 
+from hefl.ckks import packed
 from hefl.client import Client
 from hefl.clientstate import ClientState
+from hefl.codec import Exchange
 from hefl.engine import load_engine
 from hefl.errors import TamperError, TrainerError
 from hefl.history import Announcement, Participant, Record
@@ -21,6 +24,7 @@ from hefl.keys import authority, party
 from hefl.learner import GlobalModel, Learner, RoundReport
 from hefl.patience import Patience, Progress
 from hefl.protocol import View, Welcome
+from hefl.updates import Summation
 
 RUN = "ab" * 16
 
@@ -173,6 +177,57 @@ def test_what_is_kept_of_a_run_goes_when_another_begins(client: Client) -> None:
     assert kept.exists()
     client._follower.begin("cd" * 16)
     assert not kept.exists()
+
+
+def test_a_client_that_was_started_again_after_a_useless_round_has_the_model_of_the_others(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it could not train, and with two clients the run would never go on."""
+    client._follower.begin(RUN)
+    fed, engine = tmp_path / "fed", client._learner.engine
+    public = party.read_server_folder(fed / "server").public
+    secret = party.read_client_folder(fed / "clients/bob").secret
+    bob = Learner("bob", Drift(), secret, engine)
+    head = client._follower.chain.head
+    exchanges: tuple[Exchange, ...] = ("initial", "training", "training")
+    for number, exchange in enumerate(exchanges):
+        names = ("alice", "bob") if number else ("alice",)
+        participants = tuple(Participant(name=n, num_examples=10, join_nonce="00" * 16) for n in names)
+        asked = announcement(
+            engine="packed",
+            run=RUN,
+            head=head,
+            round=number,
+            exchange=exchange,
+            values=bob.values(exchange),
+            participants=participants,
+        )
+        summation = Summation(public, engine, asked)
+        for name, learner in (("alice", client._learner), ("bob", bob)):
+            if name in names:
+                with monkeypatch.context() as patch:
+                    if (number, name) == (2, "bob"):  # noise that no honest client adds
+                        patch.setattr(packed, "draw_noise", lambda streams, block, n: np.full(n, 99, np.int32))
+                    with (tmp_path / name).open("wb") as file:
+                        learner.write_update(file, asked)
+                summation.add(summation.open(tmp_path / name, name), name)
+        whole = tmp_path / "sum"
+        with whole.open("wb") as file:
+            made = summation.finish(file)
+        head = made.head
+        client._state.aggregate.write_bytes(whole.read_bytes())
+        client._accept(made)
+        bob.accept(whole, made)
+    assert client._learner.model
+    assert client._learner.model.round == 2
+    learner = Learner("alice", Drift(), client._folder.secret, engine)
+    again = Client(client._folder, learner, ClientState(tmp_path))
+    again._state.aggregate.write_bytes(whole.read_bytes())
+    again._accept(made)
+    assert learner.model
+    assert learner.model.round == 2
+    for a, b in zip(learner.model.arrays, client._learner.model.arrays, strict=True):
+        assert (a == b).all()
 
 
 def test_a_client_does_not_end_a_run_without_its_last_aggregate(
