@@ -267,6 +267,8 @@ def test_a_client_tells_the_server_nothing_of_the_models_quality_unless_it_is_as
             for n in ("alice", "bob")
         ]
         until_announced(server, 2)
+        # a row still changes while its model is fetched
+        until(lambda: sum(e["event"] == "download" and e["round"] == 1 for e in server.events) == 2)
         last, message = first_message(url)
         assert [row["round"] for row in message["rows"]] == [0, 1]
         assert (message["now"]["round"], message["now"]["rounds"]) == (2, 2)
