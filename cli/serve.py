@@ -117,8 +117,9 @@ def serve(
     """Run the server of a federation for one training. It holds no key and sees no model.
 
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
-    are over and every client has the result. Ctrl-C stops it (130), and so does SIGTERM (0); the same command then goes
-    on with the run, and so it does after a crash. With more --rounds, a finished run goes on too.
+    are over and every client that is still here has the result. Ctrl-C stops it (130), and so does SIGTERM (0); the
+    same command then goes on with the run, and so it does after a crash. With more --rounds, a finished run goes on
+    too.
     """
     from hefl.cli.loop import run
     from hefl.coordinator import RunSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hefl.engine import Engine, check_terms
 from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError
-from hefl.history import Announcement, Record
+from hefl.history import Announcement
 from hefl.protocol import Join, View
 from hefl.rounds import Phase, Run
 
@@ -114,21 +114,15 @@ def view_of(run: Run, name: str, version: int, silent: frozenset[str]) -> View:
 
 def shown(run: Run) -> tuple[object, ...]:
     """What of a run its clients wait for; of confirmations, that those of all members are there."""
-    last = last_record(run)
+    last = max((r for r in (run.model, run.closing) if r), key=lambda r: r.announcement.round, default=None)
     confirmed = last is not None and {m.name for m in last.members} <= run.confirmations.keys()
     return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run, frozenset())
-
-
-def last_record(run: Run) -> Record | None:
-    """Of the last round, whether it made a model or carried closing metrics only."""
-    return max((r for r in (run.model, run.closing) if r), key=lambda r: r.announcement.round, default=None)
 
 
 def describe(run: Run) -> str:
     """Where a run is, in words."""
     if run.phase in (Phase.DRAINING, Phase.ENDED):
-        last = run.model.announcement.round if run.model else 0
-        return f"{run.phase.value} after round {last}"
+        return f"{run.phase.value} after round {run.model_round}"
     if run.announcement is None:
         return f"before round {run.next_round} ({run.phase.value})"
     committed, asked = len(run.committed), len(run.announcement.names)

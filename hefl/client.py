@@ -41,6 +41,8 @@ log = logging.getLogger("hefl")
 
 OnTamper = Literal["stop", "skip"]
 
+OVER = ("draining", "ended")
+"""Phases of a run that has no more rounds."""
 FETCH_AGAIN_S = 1.0
 MAX_FETCHES = 30
 """So often a client asks for a last aggregate that the server does not give."""
@@ -174,11 +176,11 @@ class Client:
     async def _take_part(self) -> None:
         version = -1
         while True:
-            view = await self._poller.newer(version)
+            view = await self._poller.other_than(version)
             version = view.version
             await self._follower.follow(view)
             await self._take_records(view)
-            if view.phase in ("draining", "ended"):
+            if view.phase in OVER:
                 await self._take_last(view)
                 if await self._confirm(view):
                     self._say_how_it_ended(view)
@@ -200,7 +202,7 @@ class Client:
                 return
             await asyncio.sleep(FETCH_AGAIN_S)
             view = self._poller.view or view
-            if view.phase not in ("draining", "ended"):
+            if view.phase not in OVER:
                 return
             await self._follower.follow(view)
             await self._take_records(view)
@@ -237,17 +239,17 @@ class Client:
         without = self._apart or self._learner.model is None
         own = Confirmation(mac=confirmation(secret, NO_HEAD if without else head, me))
         try:
-            await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
-            while not (expected.items() <= view.confirmations.items() or view.settled):
+            try:
+                await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
+            except StaleError:  # nobody is to confirm any more, or the run goes on after all
                 view = await self._poller.next()
-                if view.phase not in ("draining", "ended"):
-                    return False
-        except StaleError as error:
-            if (await self._poller.next()).phase not in ("draining", "ended"):
-                return False
-            log.info("the run is over, and this client has its model; %s", error)
+            else:
+                while view.phase in OVER and not (expected.items() <= view.confirmations.items() or view.settled):
+                    view = await self._poller.next()
         except UnreachableError as error:
             log.info("the run is over, and this client has its model; %s", error)
+        if view.phase not in OVER:
+            return False
         self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
         self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)

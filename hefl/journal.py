@@ -118,9 +118,9 @@ class Journal:
                 for path in folder.glob(f"{FILE}*"):
                     path.unlink()
                 self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
-            if not self.resumed and holds_files(folder):
-                _damaged(self._path, "it is empty or was missing, and there are aggregates or updates of a run")
             if not self.resumed:
+                if holds_files(folder):
+                    _damaged(self._path, "it is empty or was missing, and there are aggregates or updates of a run")
                 self._create(fresh, identity, terms)
             self.now, self._link, self.reference = _load(self._db)
             _check_records(self._db, identity, self.now.run)

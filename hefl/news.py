@@ -109,9 +109,8 @@ class News:
 
     def ended(self, run: Run) -> None:
         """The run is over."""
-        last = run.model.announcement.round if run.model else 0
-        log.info("the run has ended after round %(round)d", {"round": last})
-        self._emit({"event": "ended", "rounds": last})
+        log.info("the run has ended after round %(round)d", {"round": run.model_round})
+        self._emit({"event": "ended", "rounds": run.model_round})
 
     def awaited(self, run: Run, clock: Clock, min_clients: int) -> None:
         """Whom the run waits for, if for anybody."""

@@ -48,7 +48,7 @@ MAX_CONNECTIONS_OF_CLIENT = 8
 
 SERVER_BYTES = 350_000_000
 """Most that a server's process takes beside its sum and its connections: interpreter, libraries, compiled code; and the
-compiler, at the first start. Measured: 180 to 250 MB, and 330 MB where it compiles."""
+compiler, at the first start. Measured: 180 to 250 MB, and 335 MB where it compiles."""
 CONNECTION_BYTES = 500_000
 """Most that the connections of one client take of it. Measured: 0.4 MB where 100 clients upload at once."""
 

@@ -46,7 +46,7 @@ class Poller:
         with suppress(asyncio.CancelledError, HeflError):
             await self._task
 
-    async def newer(self, version: int) -> View:
+    async def other_than(self, version: int) -> View:
         """Wait for another view than that of this version; raises what ended the polling."""
         while self.view is None or self.view.version == version:
             await self.next()

@@ -247,6 +247,11 @@ class Run:
         return self.rounds + self.closings
 
     @property
+    def model_round(self) -> int:
+        """The round that the last model stands for; 0 also where there is none."""
+        return self.model.announcement.round if self.model else 0
+
+    @property
     def closed(self) -> bool:
         """The closing metrics of the last model are out."""
         out = self.closing is not None and self.closing.announcement.round == self.next_round - 1

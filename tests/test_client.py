@@ -18,7 +18,7 @@ from hefl.client import Client
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange
 from hefl.engine import load_engine
-from hefl.errors import TamperError, TrainerError
+from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.history import Announcement, Participant, Record
 from hefl.keys import authority, party
 from hefl.learner import GlobalModel, Learner, RoundReport
@@ -228,6 +228,27 @@ def test_a_client_that_was_started_again_after_a_useless_round_has_the_model_of_
     assert learner.model.round == 2
     for a, b in zip(learner.model.arrays, client._learner.model.arrays, strict=True):
         assert (a == b).all()
+
+
+@pytest.mark.parametrize("phase", ["gathering", None])
+def test_a_client_whose_confirmation_comes_too_late_stays_where_the_run_goes_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch, phase: str | None
+) -> None:
+    """And ends, with its model, where the server is gone."""
+    client._follower.begin(RUN)
+
+    async def refused(*_: object) -> bytes:
+        raise StaleError("no place for it")
+
+    async def heard() -> View:
+        if phase is None:
+            raise UnreachableError("nobody answers")
+        return shown(phase=phase)
+
+    monkeypatch.setattr(client._connection, "call", refused)
+    monkeypatch.setattr(client._poller, "next", heard)
+    view = shown(model=first_record(client), phase="draining")
+    assert asyncio.run(client._confirm(view)) is (phase is None)
 
 
 def test_a_client_does_not_end_a_run_without_its_last_aggregate(

@@ -175,7 +175,7 @@ def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
         "exchange": run.exchange,
         "round": run.next_round,
         "rounds": run.last_training,
-        "done": run.model.announcement.round if run.model else 0,
+        "done": run.model_round,
         "attempt": run.attempt,
         "min_clients": run.min_clients,
         "awaited": awaited(run, clock),
