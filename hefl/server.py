@@ -299,14 +299,14 @@ class Server:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # the answer itself has not begun
         await self._receive(request, upload, offset, total)
-        try:
-            with upload.whole():
+        with upload.whole():
+            try:
                 await self._coordinator.commit(name, announcement, upload, next_examples)
-        except DiskFullError:
-            raise  # it is here, and need not travel again
-        except HeflError:
-            spool.drop(name, upload)
-            raise
+            except DiskFullError:
+                raise  # it is here, and need not travel again
+            except HeflError:
+                spool.drop(name, upload)
+                raise
         response = web.Response()
         response.force_close()  # until the next upload it would take room and do nothing
         return response

@@ -30,7 +30,7 @@ class Upload:
         self.digest = digest
         self.held_bytes = 0
         self._turn = 0
-        self._whole = False
+        self._whole = self._over = False
         create_private(path).close()
 
     def receive(self, offset: int) -> Writing:
@@ -38,7 +38,7 @@ class Upload:
 
         Raises:
             ConflictError: Bytes are missing before the offset.
-            UnreachableError: It is whole already, and being checked.
+            UnreachableError: As check_movable.
         """
         self.check_movable()
         if offset > self.held_bytes:
@@ -48,7 +48,13 @@ class Upload:
         return Writing(self, self._turn)
 
     def check_movable(self) -> None:
-        """See that nobody works with its bytes just now. Raises UnreachableError: it is whole, and being checked."""
+        """See that its bytes may change.
+
+        Raises:
+            UnreachableError: It is whole, and being checked; or it was committed meanwhile, or dropped.
+        """
+        if self._over:
+            raise UnreachableError("the update was committed meanwhile, or begun anew", hint="ask again")
         if self._whole:
             raise UnreachableError("an update is here and being checked", hint="ask again in a moment")
 
@@ -57,7 +63,7 @@ class Upload:
         """All bytes are here: nobody may change them while they are checked and committed.
 
         Raises:
-            UnreachableError: Another connection has brought them too, and they are being checked.
+            UnreachableError: As check_movable: another connection has brought them too.
         """
         self.check_movable()
         self._turn, self._whole = self._turn + 1, True
@@ -66,9 +72,13 @@ class Upload:
         finally:
             self._whole = False
 
+    def end(self) -> None:
+        """It is an upload no more, and nobody may write to it."""
+        self._turn, self._over = -1, True
+
     def drop(self) -> None:
-        """Forget it; nobody may write to it any more."""
-        self._turn = -1
+        """Forget it."""
+        self.end()
         self.path.unlink(missing_ok=True)
 
 
@@ -185,6 +195,7 @@ class Spool:
             path.replace(upload.path)
             raise
         del self._uploads[name]
+        upload.end()
 
     def update(self, digest: str) -> Path:
         """Where a committed update is."""

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,6 +141,34 @@ def heard(connection: socket.socket, method: str) -> tuple[int, bytes]:
     except (TimeoutError, ConnectionError, ssl.SSLError):
         return 0, b""
     return status, body
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 0.001, 0.003, 0.01])
+def test_an_update_that_comes_over_several_connections_at_once_counts_once(tmp_path: Path, apart_s: float) -> None:
+    """As where answers are lost, and a client sends again: each is told that it is in, or to ask again."""
+    with Federation(tmp_path / "fed", "alice", "bob") as keys:
+        server = keys.serve(tmp_path / "state", "--join-wait", "0", "--round-timeout", "100000")
+        alice, bob = Peer(keys, "alice"), Peer(keys, "bob")
+        for peer in (alice, bob):
+            assert peer.ask("POST", "/v1/join", msgspec.json.encode(LAYOUT))[0] == 200
+        server.until("round 0, attempt 1: initial parameters of alice")
+        announcement = bob.view().announcement
+        assert announcement
+        update = right_update(announcement, alice)
+        headers = {protocol.HEADER_DIGEST: update[-32:].hex(), protocol.HEADER_NUM_EXAMPLES: "4"}
+
+        def put(delay_s: float) -> int:
+            time.sleep(delay_s)
+            return alice.ask("PUT", "/v1/rounds/0/1/update", update, headers)[0]
+
+        with ThreadPoolExecutor(6) as pool:
+            said = list(pool.map(put, [k * apart_s for k in range(6)]))
+        assert 200 in said
+        assert set(said) <= {200, 400, 410, 503}  # 400: another connection goes on with it; 410: the round is over
+        server.until('"event": "round"')
+        server.until("round 1, attempt 1")
+        assert [e["in"] for e in server.events if e["event"] == "round"] == [["alice"]]
+        assert "Traceback" not in server.error
 
 
 @pytest.mark.timeout(1800)

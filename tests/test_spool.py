@@ -72,8 +72,12 @@ def test_nobody_changes_an_upload_while_it_is_checked_and_committed(tmp_path: Pa
                 spool.upload("alice", "ef" * 32)
             with pytest.raises(StaleError):
                 writing.write(b"4")
+            with pytest.raises(UnreachableError, match="being checked"), upload.whole():
+                pass
             with spool.keeping("alice"):
                 assert spool.update(DIGEST).read_bytes() == b"0123"
+    with pytest.raises(UnreachableError, match="committed meanwhile"):  # of who found it before that
+        upload.receive(0)
     assert spool.held_bytes("alice", DIGEST) == 0
     assert files(tmp_path) == [b"0123"]
 
