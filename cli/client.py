@@ -127,10 +127,10 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
-    from hefl.clientstate import ClientState
+    from hefl.clientstate import FILE, BestModel, ClientState
     from hefl.engine import load_engine
     from hefl.errors import UsageError
-    from hefl.files import locked, private_folder
+    from hefl.files import locked, private_folder, state_folder
     from hefl.keys.party import read_client_folder
     from hefl.learner import Learner
 
@@ -140,15 +140,16 @@ def client(
         raise UsageError("--partition shares an example's data, and --trainer brings its own")
     if save and save_best and save.absolute() == save_best.absolute():
         raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
-    for flag, path in (("--save", save), ("--save-best", save_best)):
-        if path:
-            check_target(flag, path, force=force)
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
-    place = private_folder(state or folder / "state")
+    place = state_folder(state or folder / "state", FILE)
     with locked(place, "client"), progress_bars(as_json=as_json) as show:
+        kept = ClientState(place, keep)
+        for flag, path in (("--save", save), ("--save-best", save_best)):
+            if path:
+                check_target(flag, path, force=force or kept.may_replace(path))
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),
@@ -157,7 +158,7 @@ def client(
             seed=seed,
             num_examples=num_examples,
             initial=init,
-            save_best=save_best,
+            save_best=BestModel(kept, save_best) if save_best else None,
             patience=patience,
             trace=trace and private_folder(trace),
         )
@@ -169,7 +170,7 @@ def client(
         party = Client(
             keys,
             learner,
-            ClientState(place, keep),
+            kept,
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
@@ -183,7 +184,7 @@ def client(
             told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
             print_json({"event": "confirmed", **told})
         if save:
-            learner.save(save)
+            learner.save(save, kept.write_model)
             if as_json:
                 print_json({"event": "saved", "path": str(save)})
 

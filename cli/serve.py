@@ -124,9 +124,9 @@ def serve(
     from hefl.cli.loop import run
     from hefl.coordinator import RunSettings
     from hefl.engine import load_engine
-    from hefl.files import locked, private_folder
+    from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena
-    from hefl.journal import Journal
+    from hefl.journal import FILE, Journal
     from hefl.keys.party import read_server_folder
     from hefl.limits import Limits
     from hefl.page.site import Page
@@ -148,7 +148,7 @@ def serve(
         max_values=max_values,
     )
     cipher.prepare()
-    place = private_folder(state or folder / "state")
+    place = state_folder(state or folder / "state", FILE)
     with (
         locked(place, "server"),
         progress_bars(as_json=as_json) as show,

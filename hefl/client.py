@@ -111,6 +111,7 @@ class Client:
         self.unconfirmed: tuple[str, ...] = ()
         self._welcome: Welcome | None = None
         self._rounds = 0
+        self._kept: int | None = None  # the round whose aggregate made this client's model
         self._apart = False  # this client's model is not that of the last round, which it skipped
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
@@ -360,13 +361,11 @@ class Client:
     def _accept(self, record: Record) -> Metrics:
         """Take the aggregate that has come, and keep it where it makes a new model."""
         learner, path = self._learner, self._state.aggregate
+        if learner.model is None:
+            self._restore(record)
         before = learner.model and learner.model.arrays
         try:
             metrics = learner.accept(path, record, self._min_participants)
-            if learner.model is None and (kept := self._state.kept_before(record)):
-                # This client was started again, and the round was useless: the others go on from the model before.
-                learner.accept(*kept, self._min_participants)
-                metrics = learner.accept(path, record, self._min_participants)
             self._apart = self._apart and record.announcement.exchange == "closing"
         except ProtocolError as error:
             if self._on_tamper == "stop":
@@ -376,8 +375,26 @@ class Client:
             self._apart = True
         if learner.model and learner.model.arrays is not before:
             self._state.keep(record, learner.layout, self._folder.secret)
+            self._kept = record.announcement.round
+        elif self._kept is not None and not self._apart:
+            self._state.stand(self._kept, record)
         path.unlink(missing_ok=True)
         return metrics
+
+    def _restore(self, record: Record) -> None:
+        """After a start: take the model that a record's round started from, where it is kept.
+
+        Where the round is useless, the others go on from that one; where not, it may turn out to be the best.
+        """
+        if kept := self._state.kept_before(record):
+            path, its = kept
+            try:
+                self._learner.restore(path, its, record.announcement.round - 1)
+            except ProtocolError as error:
+                raise StateError(
+                    f"{path} is damaged: {error}", hint="remove it, and start this client again"
+                ) from error
+            self._kept = its.announcement.round
 
     async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:

@@ -157,6 +157,28 @@ def private_folder(path: Path) -> Path:
     return path
 
 
+def state_folder(path: Path, mark: str) -> Path:
+    """A party's state, as private_folder: a new folder, one without a file, or one that bears the party's mark.
+
+    A party removes what it does not need any more from its folder, so it takes none that is somebody else's.
+
+    Args:
+        path: The folder.
+        mark: The file that such a party writes first.
+
+    Raises:
+        StateError: As private_folder, or it holds other files; nothing has changed.
+    """
+    if not os.path.lexists(path / mark):
+        ours = {path / "lock", path / f"{mark}.part"}
+        if other := next((p for p in path.rglob("*") if p not in ours and not p.is_dir()), None):
+            raise StateError(
+                f"{path} holds {other.relative_to(path)}, and no {mark}: it is not a state folder of this party",
+                hint="name a new folder with --state, or the one that was used before",
+            )
+    return private_folder(path)
+
+
 @contextmanager
 def locked(folder: Path, holder: str) -> Iterator[None]:
     """Hold an existing folder for this process alone; the kernel lets go of it if the process dies.

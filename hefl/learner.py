@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 import numpy as np
@@ -70,6 +70,17 @@ class RoundReport:
     seconds: Mapping[str, float]
 
 
+class BestModel(Protocol):
+    """Where the best global model so far is kept."""
+
+    @property
+    def loss(self) -> float | None:
+        """Its averaged loss; None where there is none yet."""
+
+    def write(self, model: GlobalModel, layout: Layout, loss: float) -> None:
+        """Replace it by a better one."""
+
+
 OnRound = Callable[[RoundReport], object]
 """A user's callback."""
 
@@ -101,7 +112,7 @@ class Learner:
         seed: For the trainer; never reaches cryptography.
         num_examples: Overrides the trainer's.
         initial: A file of the model to start from, in place of the trainer's own arrays; see modelfile.
-        save_best: Where the best global model so far is kept, as soon as its averaged loss is known.
+        save_best: Where the best global model so far is kept, as soon as its averaged loss is known; None keeps none.
         patience: Stop after so many rounds without a better averaged validation loss; None never does.
         trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
 
@@ -123,7 +134,7 @@ class Learner:
         seed: int = 0,
         num_examples: int | None = None,
         initial: Path | None = None,
-        save_best: Path | None = None,
+        save_best: BestModel | None = None,
         patience: int | None = None,
         trace: Path | None = None,
     ) -> None:
@@ -264,18 +275,27 @@ class Learner:
         announcement = record.announcement
         self._check(announcement)
         before = self.model if self._starts_from_here(announcement) else None
-        first = self.model is None
         try:
             with self.timings.phase("decrypt"):
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
                 metrics = self._accept(total, announcement)
         except UploadError as error:
             return self.pass_over(announcement, error)
-        if first and self._initial_file:
+        if self._initial_file:
             self._say_whether_used(self._initial_file, record)
+            self._initial_file = None
         if announcement.exchange != "initial":
             self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
+
+    def restore(self, source: wire.Source, record: Record, round_num: int) -> None:
+        """Take a model that was kept, which is also that of a later round ``round_num``.
+
+        Raises:
+            ProtocolError, MismatchError: As accept.
+        """
+        total = read_aggregate(source, self._secret, self.engine, record.announcement, record)
+        self.model = replace(self._decode(total, record.announcement)[0], round=round_num)
 
     def pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
         """Count a round that an error made useless, and keep the model, where there is one; there are no metrics.
@@ -304,9 +324,9 @@ class Learner:
         if not closing:
             # A run that is extended evaluates the same model once more, and a decision to stop stays as it was.
             self.progress = progress
-        if self._save_best and model and progress.since == 0:
-            write_model(self._save_best, self.layout, model.arrays)
-            log.info("%s holds model %d, the best so far", self._save_best, model.round)
+        best = self._save_best
+        if best and model and progress.since == 0 and (best.loss is None or progress.best < best.loss):
+            best.write(model, self.layout, progress.best)
 
     def _say_whether_used(self, file: Path, record: Record) -> None:
         """Say, at the first record, whether the run starts from the file that this client was told to start from."""
@@ -349,7 +369,7 @@ class Learner:
             seconds=self.timings.take(),
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, write: Callable[[Path, Layout, Arrays], None] = write_model) -> None:
         """Write the global model: names, shapes and dtypes as the trainer has them; see modelfile.
 
         Raises:
@@ -357,7 +377,7 @@ class Learner:
         """
         if self.model is None:
             raise StaleError("there is no global model to save yet")
-        write_model(path, self.layout, self.model.arrays)
+        write(path, self.layout, self.model.arrays)
 
     def _trace_sent(self, arrays: Arrays, vector: Vector, announcement: Announcement) -> None:
         """Keep a trained model as it was, and as it is encrypted."""

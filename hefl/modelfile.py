@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,19 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def write_model(path: Path, layout: Layout, arrays: Sequence[NDArray[Any]]) -> None:
+def write_model(
+    path: Path,
+    layout: Layout,
+    arrays: Sequence[NDArray[Any]],
+    note: Callable[[os.stat_result], None] = lambda status: None,
+) -> None:
     """Write arrays under their tensors' names, in the format that the suffix says, whole or not at all.
+
+    Args:
+        path: Where to.
+        layout: Names the tensors.
+        arrays: One for each.
+        note: Is told of the whole file, just before it takes its place.
 
     Raises:
         UsageError: As check_suffix.
@@ -42,12 +54,18 @@ def write_model(path: Path, layout: Layout, arrays: Sequence[NDArray[Any]]) -> N
         if path.suffix == ".safetensors":
             # It writes an array's memory as it lies there.
             file.write(save({name: array.copy(order="C") for name, array in named.items()}))
-            return
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, array in named.items():
-                # np.savez takes names as keywords, and could not save a tensor that is named "file".
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, array, allow_pickle=False)
+        else:
+            _write_npz(file, named)
+        file.flush()
+        note(os.fstat(file.fileno()))
+
+
+def _write_npz(file: BinaryIO, named: Mapping[str, NDArray[Any]]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in named.items():
+            # np.savez takes names as keywords, and could not save a tensor that is named "file".
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 def read_model(path: Path, layout: Layout) -> Arrays:

@@ -6,6 +6,7 @@ Updates and aggregates are named by their digest, and are there whole and durabl
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,11 @@ from hefl import wire
 from hefl.errors import ConflictError, HeflError, StaleError, StateError, UnreachableError
 from hefl.files import create_private, private_folder, replacing, storing, sync_folder
 from hefl.history import Record
+from hefl.params import NAME_PATTERN
 from hefl.updates import Summation
+
+OURS = re.compile(rf"[0-9a-f]{{64}}|sum(\.part)?|{NAME_PATTERN}")
+"""Names that files get here; one of any other name is not removed."""
 
 
 class Upload:
@@ -141,7 +146,7 @@ class Spool:
             spare: Of those that may be there too.
 
         Raises:
-            StateError: A file is missing or damaged.
+            StateError: A file is missing, damaged, or not of this run.
         """
         self._keep(self._arriving, ())
         for folder, needed, more in ((self._updates, updates, ()), (self._aggregates, aggregates, spare)):
@@ -230,7 +235,7 @@ class Spool:
     def _keep(self, folder: Path, names: Iterable[str]) -> None:
         kept = set(names)
         for path in folder.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and OURS.fullmatch(path.name):
                 path.unlink()
 
 
