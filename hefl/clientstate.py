@@ -53,7 +53,7 @@ class _Session(Value, frozen=True, kw_only=True):
     """What is remembered; the last three are of the chain's run.
 
     Attributes:
-        stands: The kept round whose model is still that of the run, at a later head.
+        stands: The kept round whose model was still that of the run before and after the last record; and these heads.
         best: Averaged loss of the best model that was written, and where to.
         written: Model files that this client wrote, by path: the last one, and what it replaced.
     """
@@ -61,7 +61,7 @@ class _Session(Value, frozen=True, kw_only=True):
     join_nonce: Hex16
     told: tuple[NumExamples, ...] = ()
     chain: Chain | None = None
-    stands: tuple[int, Hex32] | None = None
+    stands: tuple[int, Hex32, Hex32] | None = None
     best: tuple[float, str] | None = None
     written: dict[str, tuple[_FileId, ...]] = {}  # noqa: RUF012 - msgspec copies it
 
@@ -186,7 +186,8 @@ class ClientState:
 
     def stand(self, model_round: int, record: Record) -> None:
         """Note that the model of a kept round is the run's after this record too. Raises StateError."""
-        self._write(msgspec.structs.replace(self._session, stands=(model_round, record.head)))
+        stands = (model_round, record.announcement.head, record.head)
+        self._write(msgspec.structs.replace(self._session, stands=stands))
 
     def kept_before(self, record: Record) -> tuple[Path, Record] | None:
         """The aggregate whose model the round of a record started from, and its own record; None where it is not kept.
@@ -194,16 +195,16 @@ class ClientState:
         Raises:
             StateError: A record that is kept is damaged.
         """
-        number, head = self._session.stands or (-1, "")
-        if head != record.announcement.head:
+        head = record.announcement.head
+        number, *heads = self._session.stands or (-1,)
+        if head not in heads:
             number = record.announcement.round - 1
         path = self._aggregates / f"{number:010}.json"
         if not (path.is_file() and path.with_suffix(".agg").is_file()):
             return None
         with _damaged(path, "remove it"):
             kept = protocol.decode(_read(path), Record)
-        stands = record.announcement.head in (kept.head, head)
-        return (path.with_suffix(".agg"), kept) if stands else None
+        return (path.with_suffix(".agg"), kept) if head in (kept.head, *heads) else None
 
     def _kept(self, suffix: str) -> list[Path]:
         return [p for p in self._aggregates.glob(f"*{suffix}") if OURS.fullmatch(p.name)]
