@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.logs import log_option
-from hefl.cli.options import check_target, json_option, keep_option, partition_option, print_json, terms_options
+from hefl.cli.options import (
+    check_absent,
+    check_target,
+    json_option,
+    keep_option,
+    partition_option,
+    print_json,
+    terms_options,
+)
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
 
@@ -140,6 +148,9 @@ def client(
         raise UsageError("--partition shares an example's data, and --trainer brings its own")
     if save and save_best and save.absolute() == save_best.absolute():
         raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
+    targets = {flag: path for flag, path in (("--save", save), ("--save-best", save_best)) if path}
+    for flag, path in targets.items():
+        check_target(flag, path)
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
@@ -147,9 +158,9 @@ def client(
     place = state_folder(state or folder / "state", FILE)
     with locked(place, "client"), progress_bars(as_json=as_json) as show:
         kept = ClientState(place, keep)
-        for flag, path in (("--save", save), ("--save-best", save_best)):
-            if path:
-                check_target(flag, path, force=force or kept.may_replace(path))
+        for flag, path in targets.items():
+            if not force and not kept.may_replace(path):
+                check_absent(flag, path)
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),

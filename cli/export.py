@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from hefl.cli.options import check_target, json_option, print_json
+from hefl.cli.options import check_absent, check_target, json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 
 
@@ -35,7 +35,9 @@ def export(
     from hefl.keys.party import read_client_folder
     from hefl.modelfile import write_model
 
-    check_target("--to", target, force=force)
+    check_target("--to", target)
+    if not force:
+        check_absent("--to", target)
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     model = read_model(state or folder / "state", keys.secret, round_num)
     write_model(target, model.layout, model.arrays)

@@ -64,15 +64,21 @@ def print_json(event: Mapping[str, Any]) -> None:
     click.echo(json.dumps(event))
 
 
-def check_target(flag: str, path: Path, *, force: bool) -> None:
+def check_absent(flag: str, path: Path) -> None:
+    """Refuse to replace what is there already."""
+    from hefl.errors import ExistsError
+
+    if path.exists():
+        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
+
+
+def check_target(flag: str, path: Path) -> None:
     """Refuse now what could not be written in the end."""
-    from hefl.errors import ExistsError, UsageError
+    from hefl.errors import UsageError
     from hefl.files import check_writable
     from hefl.modelfile import check_suffix
 
     check_suffix(path)
-    if path.exists() and not force:
-        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")

@@ -14,7 +14,7 @@ from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
-from hefl.params import MAX_CONNECTIONS, MAX_VALUES, MIN_BYTES_PER_S, PATIENCE_S
+from hefl.params import MAX_CONNECTIONS, MAX_VALUES, MIN_BYTES_PER_S, PATIENCE_S, ROUNDS
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -26,7 +26,11 @@ log = logging.getLogger("hefl")
 
 @click.command()
 @click.argument("folder", metavar="DIR/server", type=click.Path(path_type=Path))
-@click.option("--rounds", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Trainings.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 1_000_000),
+    help=f"Trainings.  [default: {ROUNDS}, or those of the run that is there]",
+)
 @click.option(
     "--min-clients", type=click.IntRange(2), default=2, show_default=True, help="Fewer than this in a sum is refused."
 )
@@ -43,6 +47,13 @@ log = logging.getLogger("hefl")
     default=60.0,
     show_default=True,
     help="Seconds until a round closes with whoever is in.",
+)
+@click.option(
+    "--linger",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to stay after the end for known clients that do not have the result: late ones, or killed ones.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
@@ -93,10 +104,11 @@ log = logging.getLogger("hefl")
 @json_option
 def serve(
     folder: Path,
-    rounds: int,
+    rounds: int | None,
     min_clients: int,
     join_wait: float,
     round_timeout: float,
+    linger: float,
     host: str,
     port: int,
     max_connections: int,
@@ -117,9 +129,9 @@ def serve(
     """Run the server of a federation for one training. It holds no key and sees no model.
 
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
-    are over and every client that is still here has the result. Ctrl-C stops it (130), and so does SIGTERM (0); the
-    same command then goes on with the run, and so it does after a crash. With more --rounds, a finished run goes on
-    too.
+    are over and every client that is still here has the result; says of whom it does not know that. Ctrl-C stops it
+    (130), and so does SIGTERM (0); the same command then goes on with the run, and so it does after a crash. With more
+    --rounds, a finished run goes on too; with --linger, its result is to be had again.
     """
     from hefl.cli.loop import run
     from hefl.coordinator import RunSettings
@@ -129,6 +141,7 @@ def serve(
     from hefl.journal import FILE, Journal
     from hefl.keys.party import read_server_folder
     from hefl.limits import Limits
+    from hefl.news import say_who_lacks
     from hefl.page.site import Page
     from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds import Phase
@@ -144,6 +157,7 @@ def serve(
         min_clients=min_clients,
         join_wait_s=join_wait,
         round_timeout_s=round_timeout,
+        linger_s=linger,
         keep=keep,
         max_values=max_values,
     )
@@ -163,16 +177,19 @@ def serve(
             )
         ) as journal,
     ):
-        if journal.now.run.phase is Phase.ENDED and rounds <= journal.now.run.rounds:
+        at_start = journal.now.run
+        more = (rounds or 0) > at_start.rounds
+        if at_start.phase is Phase.ENDED and not more and not (linger and at_start.lacking):
             hint = "more --rounds go on with it; a new run takes a new folder, see --state"
             log.info("the run in %s has ended already", place, extra={"hint": hint})
+            say_who_lacks(at_start)
             return
         say = print_json if as_json else _print_url
 
         def tell(event: Mapping[str, Any]) -> None:
             say(event)
             if event["event"] == "round":
-                show("rounds", event["round"], rounds)
+                show("rounds", event["round"], journal.now.run.last_training)
             if page:
                 page.see(event)
                 if event["event"] == "listening":

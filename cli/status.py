@@ -24,7 +24,6 @@ def status(state: Path, as_json: bool) -> None:
     """
     from hefl.answers import describe
     from hefl.journal import read_moment
-    from hefl.rounds import Phase
 
     moment = read_moment(state)
     run = moment.run
@@ -33,7 +32,7 @@ def status(state: Path, as_json: bool) -> None:
             {
                 "run": run.run,
                 "state": run.phase.value,
-                "round": run.next_round,
+                "round": run.shown_round,
                 "rounds": run.last_training,
                 "in": sorted(run.committed if run.announcement else run.sessions),
                 "awaited": list(run.awaited),
@@ -43,8 +42,9 @@ def status(state: Path, as_json: bool) -> None:
         return
     click.echo(f"run {run.run[:8]} of {run.last_training} rounds: {describe(run)}")
     left_s = _left_s(moment)
-    if run.awaited and run.phase in (Phase.DRAINING, Phase.ENDED):
-        click.echo(f"not confirmed by {', '.join(run.awaited)}")
+    if run.is_over:
+        if run.lacking:
+            click.echo(f"nobody knows whether {', '.join(run.lacking)} has the result")
     elif run.awaited:
         until = (
             "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"

@@ -121,7 +121,7 @@ def shown(run: Run) -> tuple[object, ...]:
 
 def describe(run: Run) -> str:
     """Where a run is, in words."""
-    if run.phase in (Phase.DRAINING, Phase.ENDED):
+    if run.is_over:
         return f"{run.phase.value} after round {run.model_round}"
     if run.announcement is None:
         return f"before round {run.next_round} ({run.phase.value})"
@@ -132,4 +132,4 @@ def describe(run: Run) -> str:
 
 def _is_settled(run: Run, silent: frozenset[str]) -> bool:
     """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
-    return run.phase in (Phase.DRAINING, Phase.ENDED) and not set(run.awaited) - silent
+    return run.is_over and not set(run.awaited) - silent

@@ -49,14 +49,17 @@ class RunSettings:
     """What an operator decides of a run; times in seconds.
 
     Attributes:
+        rounds: Trainings that the run is to have; None are its own.
+        linger_s: How long to stay after the end for known clients that may not have the result.
         keep: How many of the last aggregates stay.
         max_values: No model has more.
     """
 
-    rounds: int = 20
+    rounds: int | None = None
     min_clients: int = 2
     join_wait_s: float = 2.0
     round_timeout_s: float = 60.0
+    linger_s: float = 0.0
     keep: int = KEEP_AGGREGATES
     max_values: int = MAX_VALUES
 
@@ -135,9 +138,11 @@ class Coordinator:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)
-            if self._settings.rounds > run.rounds:
-                log.info("the run goes on from %d to %d rounds", run.rounds, self._settings.rounds)
-                await self._apply(rounds.Extended(self._settings.rounds))
+            if (more := self._settings.rounds or 0) > run.rounds:
+                await self._apply(rounds.Extended(more))
+                self._news.extended(run, self.run)
+            elif self.ended and self._settings.linger_s:
+                await self._apply(rounds.Reopened())
 
     # --- what time brings ---------------------------------------------------------------------------------------------
 
@@ -203,6 +208,7 @@ class Coordinator:
             enough_s=now - self._enough_since,
             join_wait_s=self._settings.join_wait_s,
             round_timeout_s=self._settings.round_timeout_s,
+            linger_s=self._settings.linger_s,
         )
 
     async def _apply(self, event: rounds.Event) -> None:

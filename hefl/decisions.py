@@ -62,7 +62,7 @@ class Clock:
         silent: Sessions that have not been heard of for too long.
         phase_s: Seconds since the phase began.
         enough_s: Seconds since enough clients were here to start.
-        join_wait_s, round_timeout_s: As ``hefl serve`` takes them.
+        join_wait_s, round_timeout_s, linger_s: As ``hefl serve`` takes them.
     """
 
     silent: frozenset[str]
@@ -70,6 +70,7 @@ class Clock:
     enough_s: float
     join_wait_s: float
     round_timeout_s: float
+    linger_s: float = 0.0
 
 
 def decide(run: Run, clock: Clock) -> Decision | None:
@@ -80,10 +81,17 @@ def decide(run: Run, clock: Clock) -> Decision | None:
         case Phase.COLLECTING:
             return _collect(run, clock)
         case Phase.DRAINING:
-            present = {name for name in run.sessions if name not in clock.silent}
-            if not present or clock.phase_s >= clock.round_timeout_s:
-                return End()  # a client goes when it has the others' confirmations
+            return None if _is_needed(run, clock) else End()
     return None
+
+
+def _is_needed(run: Run, clock: Clock) -> bool:
+    """Whether anybody may still want the result. A client goes when it has the others' confirmations."""
+    if run.lacking and clock.phase_s < clock.linger_s:
+        return True
+    # One that is silent and has not confirmed may have been killed, and come back for it.
+    here = [name for name in run.sessions if name not in clock.silent or name not in run.confirmations]
+    return bool(here) and clock.phase_s < clock.round_timeout_s + clock.linger_s
 
 
 def _gather(run: Run, clock: Clock) -> Decision | None:

@@ -221,7 +221,7 @@ def _journal(path: Path) -> Finding:
         path=path,
         what="the journal of a run, at the server",
         audience="the server's operator: it names who takes part",
-        details=(("run", run.run), ("state", f"{run.phase.value}, round {run.next_round} of {run.last_training}")),
+        details=(("run", run.run), ("state", f"{run.phase.value}, round {run.shown_round} of {run.last_training}")),
     )
 
 

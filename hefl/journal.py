@@ -27,6 +27,7 @@ from hefl.engine import Terms
 from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError
 from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
+from hefl.params import ROUNDS
 from hefl.protocol import Join
 from hefl.rounds import Announced, Event, Phase, Published, Run, advance
 from hefl.spool import holds_files
@@ -92,13 +93,14 @@ class Journal:
         identity: Identity,
         terms: Terms,
         *,
-        rounds: int,
+        rounds: int | None,
         min_clients: int,
         known: tuple[str, ...],
     ) -> None:
         """Begin a run in an empty folder, or go on with the one that is there.
 
-        A run of which nothing was announced yet makes way for one with other settings.
+        ``rounds`` are the trainings that it is to have; None are its own, and ROUNDS where it is begun. A run of which
+        nothing was announced yet makes way for one with other settings.
 
         Raises:
             MismatchError: It is another federation's or generation's run.
@@ -108,7 +110,7 @@ class Journal:
         """
         self._path = folder / FILE
         self._lock = threading.Lock()
-        fresh = Run(run=os.urandom(16).hex(), rounds=rounds, min_clients=min_clients, known=known, head="", sessions={})
+        fresh = Run(run=os.urandom(16).hex(), rounds=rounds or ROUNDS, min_clients=min_clients, known=known, head="")
         fresh = replace(fresh, head=genesis(identity, fresh.run))
         with _reported(self._path), ExitStack() as undo:
             self._db = undo.enter_context(closing(_open(self._path)))
@@ -194,13 +196,13 @@ class Journal:
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _gives_way(self, identity: Identity, terms: Terms, rounds: int) -> bool:
+    def _gives_way(self, identity: Identity, terms: Terms, rounds: int | None) -> bool:
         """Whether the run in the file has other settings and may make way; raises where it may not."""
         _check_version(self._db, self._path)
         _, federation, generation, *settings, _ = _run_row(self._db)
         found, mine = Identity(federation, generation), Terms(*settings)
         run = _load(self._db)[0].run
-        shorter = rounds < run.rounds and run.phase is not Phase.ENDED
+        shorter = rounds is not None and rounds < run.rounds and run.phase is not Phase.ENDED
         if (found, mine) == (identity, terms) and not shorter:
             return False
         if (run.next_round, run.attempt) == (0, 0):

@@ -66,7 +66,7 @@ class Listener:
         self._connections: dict[Connection, None] = {}  # in the order in which they came
 
     async def open(self, host: str, port: int) -> int:
-        """Listen on all addresses of a host; returns the port of the first.
+        """Listen on all addresses of a host, where callers then wait; returns the port of the first.
 
         Raises:
             PortInUseError: The port is taken.
@@ -90,8 +90,11 @@ class Listener:
                 f"cannot listen on {host}:{port}: {reason_of(error)}",
                 hint="--host is an address of this machine; 0.0.0.0 is all that it has",
             ) from error
-        self._accepting = [asyncio.create_task(self._accept(listening)) for listening in self._sockets]
         return int(self._sockets[0].getsockname()[1])
+
+    def accept(self) -> None:
+        """Take callers in from now on."""
+        self._accepting = [asyncio.create_task(self._accept(listening)) for listening in self._sockets]
 
     async def close(self) -> None:
         """Take nobody in any more; who is in stays."""

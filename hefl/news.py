@@ -103,14 +103,25 @@ class News:
 
     def stopped(self, run: Run) -> None:
         """The clients had enough."""
-        last, planned = run.next_round - 1, run.last_training
+        last, planned = run.model_round, run.last_training
         log.info("stopped after round %d of %d: the clients had enough", last, planned)
         self._emit({"event": "stopped", "round": last, "rounds": planned})
+
+    def extended(self, before: Run, run: Run) -> None:
+        """The run is to have more trainings."""
+        log.info(
+            "the run goes on from %d to %d trainings, rounds %d to %d",
+            before.rounds,
+            run.rounds,
+            run.next_round,
+            run.last_training,
+        )
 
     def ended(self, run: Run) -> None:
         """The run is over."""
         log.info("the run has ended after round %(round)d", {"round": run.model_round})
-        self._emit({"event": "ended", "rounds": run.model_round})
+        say_who_lacks(run)
+        self._emit({"event": "ended", "rounds": run.model_round, "lacking": list(run.lacking)})
 
     def awaited(self, run: Run, clock: Clock, min_clients: int) -> None:
         """Whom the run waits for, if for anybody."""
@@ -124,3 +135,10 @@ class News:
         if run.phase is Phase.GATHERING and (absent := [name for name in run.known if name not in here]):
             names = ", ".join(absent)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)
+
+
+def say_who_lacks(run: Run) -> None:
+    """Log who may not have the result of a run that is over, if anybody."""
+    if run.lacking:
+        hint = "the same command with --linger 600 serves it for ten minutes to who comes late"
+        log.warning("nobody knows whether %s has the result", ", ".join(run.lacking), extra={"hint": hint})

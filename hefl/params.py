@@ -60,6 +60,9 @@ MIN_BYTES_PER_S = 1000
 TURNS_AT_ONCE, TURNS_PER_S = 40.0, 4.0
 """So often may a client join, leave, or say something else that is written to the journal."""
 
+ROUNDS = 20
+"""Trainings of a run, where whoever runs it does not say."""
+
 KEEP_AGGREGATES = 3
 """So many of the last aggregates stay, at the server and at each client."""
 

@@ -118,6 +118,11 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Reopened:
+    """The result of a run that has ended is to be had again, by whoever came late."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extended:
     """The run is to have so many trainings, more than before; a finished run goes on."""
 
@@ -138,6 +143,7 @@ Event = (
     | Finished
     | Fetched
     | Ended
+    | Reopened
     | Extended
 )
 
@@ -177,7 +183,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Ended: Phase.ENDED,
         Extended: Phase.GATHERING,
     },
-    Phase.ENDED: {Extended: Phase.GATHERING},
+    Phase.ENDED: {Reopened: Phase.DRAINING, Extended: Phase.GATHERING},
 }
 
 
@@ -247,6 +253,16 @@ class Run:
         return self.rounds + self.closings
 
     @property
+    def is_over(self) -> bool:
+        """There are no more rounds, unless it is extended."""
+        return self.phase in (Phase.DRAINING, Phase.ENDED)
+
+    @property
+    def shown_round(self) -> int:
+        """The round that is open or comes next; of a run that is over, the last one with a model."""
+        return self.model_round if self.is_over else self.next_round
+
+    @property
     def model_round(self) -> int:
         """The round that the last model stands for; 0 also where there is none."""
         return self.model.announcement.round if self.model else 0
@@ -258,9 +274,14 @@ class Run:
         return out and self.exchange == "closing"
 
     @property
+    def lacking(self) -> tuple[str, ...]:
+        """Known clients of which nobody knows that they have the result, once there is one."""
+        return tuple(name for name in self.known if self.is_over and name not in self.confirmations)
+
+    @property
     def awaited(self) -> tuple[str, ...]:
         """Participants whose update may still come; before, known clients that are not here; after, who fetches."""
-        if self.phase in (Phase.DRAINING, Phase.ENDED):
+        if self.is_over:
             return tuple(sorted(self.sessions.keys() - self.confirmations.keys()))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
@@ -317,10 +338,11 @@ def _apply(run: Run, event: Event) -> Run:
         case Fetched(name, confirmation):
             return replace(run, confirmations={**run.confirmations, name: confirmation})
         case Extended(rounds):
-            over = run.phase in (Phase.DRAINING, Phase.ENDED)  # then whoever was here has gone, or is about to
-            sessions = {} if over else run.sessions
+            sessions = {} if run.is_over else run.sessions  # whoever was here has gone, or is about to
             closings = run.closings + run.closed
             return replace(run, rounds=rounds, stopped=False, closings=closings, confirmations={}, sessions=sessions)
+        case Reopened():
+            return replace(run, sessions={})  # whoever was here has gone
         case Closed() | Finished() | Ended():
             return run
         case Committed():

@@ -150,13 +150,15 @@ class Server:
                 web.post("/v1/leave", self._leave),
             ]
         )
-        await self._coordinator.resume()
         runner = web.AppRunner(app, shutdown_timeout=2 * POLL_S)
         await runner.setup()
         context = None if self._insecure_http else self._folder.credentials.server_context()
         self._listener = Listener(runner, self._limits, context, self._refuse)
         try:
-            self._emit({"event": "listening", "url": await self._listen(self._listener)})
+            url = await self._listen(self._listener)
+            await self._coordinator.resume()  # a server that cannot listen must not have begun anything
+            self._listener.accept()
+            self._emit({"event": "listening", "url": url})
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
                 await self._coordinator.know(self._callers.known())

@@ -65,7 +65,7 @@ def test_patience_stops_all_clients_after_the_same_round_and_the_best_model_is_k
         assert "patience 3" not in client.error
         assert "missing" not in client.error
     assert {"event": "stopped", "round": 6, "rounds": 9} in server.events
-    assert server.events[-1] == {"event": "ended", "rounds": 6}
+    assert server.events[-1] == {"event": "ended", "rounds": 6, "lacking": []}
     assert [e["exchange"] for e in server.events if e["event"] == "announced"][-2:] == ["training", "closing"]
 
 

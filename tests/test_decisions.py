@@ -266,10 +266,26 @@ def test_the_server_stays_until_everyone_has_the_last_record_and_goes(gone: tupl
     assert decide(run, clock(phase_s=60.0)) == End()
 
 
-def test_the_server_does_not_stay_for_those_who_are_gone() -> None:
-    run = advance(gathering(phase=Phase.DRAINING), Fetched("alice", "c0" * 32))
-    assert decide(advance(run, Left("alice")), clock(silent=frozenset({"bob", "carol"}))) == End()
-    assert decide(run, clock(silent=frozenset(KNOWN))) == End()
+def test_the_server_stays_no_longer_than_a_round_for_who_was_killed_before_it_had_the_last_record() -> None:
+    run, gone = advance(gathering(phase=Phase.DRAINING), Fetched("alice", "c0" * 32)), frozenset(KNOWN)
+    assert run.lacking == ("bob", "carol")
+    assert decide(run, clock(silent=gone, phase_s=59.9)) is None
+    assert decide(run, clock(silent=gone, phase_s=60.0)) == End()
+    for name in ("bob", "carol"):
+        run = advance(run, Left(name))
+    assert decide(run, clock(silent=gone)) == End()  # alice may be as silent as she likes
+
+
+def test_the_server_lingers_for_known_clients_that_do_not_have_the_result() -> None:
+    run = gathering([], phase=Phase.DRAINING)
+    assert decide(run, clock(linger_s=100.0, phase_s=99.9)) is None
+    assert decide(run, clock(linger_s=100.0, phase_s=100.0)) == End()
+    for name in KNOWN:
+        assert decide(run, clock(linger_s=100.0)) is None
+        run = advance(run, Fetched(name, "c0" * 32))
+    assert decide(run, clock(linger_s=100.0)) == End()
+    late = advance(gathering([], phase=Phase.DRAINING), Joined("bob", 7, NONCE["bob"]))
+    assert decide(late, clock(linger_s=100.0, phase_s=159.9)) is None  # who came just in time may finish
 
 
 def test_nothing_is_decided_after_the_end() -> None:

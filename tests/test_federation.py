@@ -83,7 +83,7 @@ def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
         assert event["metrics"]["loss"] == pytest.approx(model[0].mean(), abs=1e-6)
         assert event["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert [e["in"] for e in server.events if e["event"] == "round"] == [["alice"], *[["alice", "bob", "carol"]] * 4]
-    assert server.events[-1] == {"event": "ended", "rounds": 3}
+    assert server.events[-1] == {"event": "ended", "rounds": 3, "lacking": []}
 
 
 def test_a_finished_run_ends_at_once_and_is_not_overwritten(keys: Federation, tmp_path: Path) -> None:
@@ -372,4 +372,4 @@ def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federa
         carol.child.terminate()
         assert [c.wait() for c in (*others, server)] == [0, 0, 0]
         last = status()
-    assert (last["state"], last["round"], last["awaited"], last["deadline_s"]) == ("ended", 4, [], None)
+    assert (last["state"], last["round"], last["awaited"], last["deadline_s"]) == ("ended", 2, [], None)

@@ -43,6 +43,7 @@ from hefl.rounds import (
     Left,
     Phase,
     Published,
+    Reopened,
     Run,
     Stopped,
     advance,
@@ -118,7 +119,7 @@ def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
         for event in first:
             journal.append(event)
         play_until(journal, Phase.DRAINING)
-        last: list[Event] = [Fetched("alice", "c0" * 32), Ended(), Extended(7)]
+        last: list[Event] = [Fetched("alice", "c0" * 32), Ended(), Reopened(), Extended(7)]
         for event in last:
             journal.append(event)
         play_until(journal, Phase.COLLECTING)

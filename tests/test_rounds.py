@@ -29,6 +29,7 @@ from hefl.rounds import (
     Left,
     Phase,
     Published,
+    Reopened,
     Run,
     Session,
     Stopped,
@@ -69,6 +70,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
         Finished(),
         Fetched("alice", "c0" * 32),
         Ended(),
+        Reopened(),
         Extended(9),
     )
     return next(event for event in events if type(event) is cls)
@@ -104,6 +106,7 @@ ALLOWED = {
     ("COLLECTING", "Extended", "COLLECTING"),
     ("SUMMING", "Extended", "SUMMING"),
     ("DRAINING", "Extended", "GATHERING"),
+    ("ENDED", "Reopened", "DRAINING"),
     ("ENDED", "Extended", "GATHERING"),
 }
 

@@ -65,7 +65,7 @@ def test_a_federation_runs_with_its_settings_in_files_whose_paths_start_from_the
         ]
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0], [c.error for c in (*clients, server)]
     assert (tmp_path / "conf/run/journal.sqlite").exists()
-    assert server.events[-1] == {"event": "ended", "rounds": 2}
+    assert server.events[-1] == {"event": "ended", "rounds": 2, "lacking": []}
     for name in ("model.npz", "bob.npz"):
         assert int(np.load(tmp_path / name, allow_pickle=False)["steps"]) == 9
 

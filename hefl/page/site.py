@@ -124,7 +124,7 @@ class Page:
 
     async def _health(self, request: web.Request) -> web.Response:
         run, _ = self._look()
-        return _json({"status": "ok", "phase": run.phase.value, "round": run.next_round, "rounds": run.last_training})
+        return _json({"status": "ok", "phase": run.phase.value, "round": run.shown_round, "rounds": run.last_training})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= MAX_STREAMS:

@@ -1,0 +1,88 @@
+"""How a run ends, is had again by who came late, and is extended, with real processes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import Federation
+
+ALL = ("alice", "bob", "carol")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", *ALL)
+
+
+def saved(path: Path) -> dict[str, bytes]:
+    archive = np.load(path, allow_pickle=False)
+    return {name: archive[name].tobytes() for name in archive.files}
+
+
+def status(keys: Federation, state: Path) -> list[str]:
+    command = keys.run("status", state)
+    assert command.wait() == 0
+    return command.out
+
+
+def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(keys: Federation, tmp_path: Path) -> None:
+    """Bob dies in the last training's aftermath and comes back in time; carol comes when all is over."""
+    flags = {name: ("--save", tmp_path / f"{name}.npz") for name in ALL}
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--join-wait", "0", "--round-timeout", "40")
+        alice = keys.client("alice", tmp_path / "alice", *flags["alice"])
+        bob = keys.client("bob", tmp_path / "bob", *flags["bob"], module="dying_client", DIE="sent 3")
+        assert bob.wait() == -signal.SIGKILL
+        assert alice.wait() == 0, alice.error
+        assert "the model is not confirmed by bob" in alice.error
+        again = keys.client("bob", tmp_path / "bob", *flags["bob"])
+        assert [again.wait(), server.wait()] == [0, 0], again.error
+        assert "hefl: nobody knows whether carol has the result" in server.err
+        assert server.events[-1] == {"event": "ended", "rounds": 2, "lacking": ["carol"]}
+        assert status(keys, tmp_path / "server")[1:] == ["nobody knows whether carol has the result"]
+
+        over = keys.start_server(tmp_path / "server", port=0)
+        assert over.wait() == 0
+        assert "has ended already" in over.error
+        assert "nobody knows whether carol has the result" in over.error
+        lingering = keys.serve(tmp_path / "server", "--linger", "60")
+        late = keys.client("carol", tmp_path / "carol", *flags["carol"])
+        assert [late.wait(), lingering.wait()] == [0, 0], late.error
+        assert "the model is confirmed by alice, bob" in late.error
+        assert lingering.events[-1] == {"event": "ended", "rounds": 2, "lacking": []}
+        done = keys.start_server(tmp_path / "server", "--linger", "60", port=0)
+        assert done.wait() == 0
+        assert "nobody knows" not in done.error
+    assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz") == saved(tmp_path / "carol.npz")
+
+
+def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: Federation, tmp_path: Path) -> None:
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "2", "--join-wait", "0")
+        clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+        before = status(keys, tmp_path / "server")
+        assert before[0].endswith("of 2 rounds: ended after round 2")
+
+        unasked = keys.start_server(tmp_path / "server", port=0)
+        assert unasked.wait() == 0
+        assert "has ended already" in unasked.error
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            in_vain = keys.start_server(tmp_path / "server", "--rounds", "9", port=taken.getsockname()[1])
+            assert in_vain.wait() == 1
+        assert "is in use" in in_vain.error
+        assert status(keys, tmp_path / "server") == before
+
+        longer = keys.serve(tmp_path / "server", "--rounds", "3", "--join-wait", "0")
+        assert "hefl: the run goes on from 2 to 3 trainings, rounds 4 to 4" in longer.err
+        longer.child.terminate()
+        assert longer.wait() == 0
+        on = keys.serve(tmp_path / "server", "--join-wait", "0")  # three are the run's own by now
+        clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, on)] == [0, 0, 0]
+        assert status(keys, tmp_path / "server")[0].endswith("of 4 rounds: ended after round 4")
+        assert "the run goes on from" not in on.error
