@@ -214,7 +214,8 @@ class Connection:
                     did_not = "could not do it" if answers else "did not answer"
                     raise UnreachableError(
                         f"{self.url} {did_not} for {waited_s:.0f} s: {reason}",
-                        hint="is the server running, and is its address right? See --server and --connect-timeout",
+                        hint="is the server running, and is its address right? See --server and --connect-timeout; "
+                        "a run that is over is served again with 'hefl serve --linger'",
                     ) from error
                 if delay_s == FIRST_DELAY_S:
                     does_not = "cannot do it now" if answers else "does not answer"

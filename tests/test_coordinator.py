@@ -15,6 +15,7 @@ from hefl.coordinator import Coordinator, RunSettings
 from hefl.engine import load_engine
 from hefl.errors import StaleError
 from hefl.journal import Journal
+from hefl.params import POLL_S
 from hefl.spool import Spool
 
 
@@ -42,6 +43,8 @@ def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_cl
             assert view.announcement
             assert view.announcement.names == ("alice",)
             assert view.version > first.version
+            async with asyncio.timeout(POLL_S / 2):  # who has seen what was never announced waits for nothing
+                assert (await coordinator.view("alice", view.version + 1)).version == view.version
 
         asyncio.run(run())
 

@@ -105,7 +105,8 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "client fed/clients/alice --data iris:alice --server https://127.0.0.1:{free} --connect-timeout 0",
         5,
         "https://127.0.0.1:{free} did not answer for 0 s: connection refused",
-        "is the server running, and is its address right? See --server and --connect-timeout",
+        "is the server running, and is its address right? See --server and --connect-timeout; "
+        "a run that is over is served again with 'hefl serve --linger'",
     ),
     (
         "serve fed/server --port {taken}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import time
@@ -182,6 +183,28 @@ def test_a_restart_past_the_deadline_opens_a_new_attempt(keys: Federation, tmp_p
     assert "its deadline passed while the server was away" in second.error
     opened = [(e["round"], e["attempt"]) for e in second.events if e["event"] == "announced"]
     assert opened[0] == (1, 2)
+
+
+@pytest.mark.parametrize("copied", ["after Joined 1", "after Published 1"])
+def test_clients_that_go_on_notice_a_server_that_was_set_back_to_an_older_copy(
+    keys: Federation, tmp_path: Path, port: int, copied: str
+) -> None:
+    state, copy = tmp_path / "server", tmp_path / "copy"
+    keys.url = f"https://127.0.0.1:{port}"
+    with keys:
+        first = keys.start_server(state, "--rounds", "9", port=port, module="dying", DIE=copied)
+        clients = train(keys, tmp_path)
+        assert first.wait() == -signal.SIGKILL
+        shutil.copytree(state, copy)
+        second = keys.start_server(state, "--rounds", "9", port=port, module="dying", DIE="after Announced 3")
+        assert second.wait() == -signal.SIGKILL
+        shutil.rmtree(state)
+        copy.rename(state)
+        third = keys.start_server(state, "--rounds", "9", port=port)
+        assert [c.wait() for c in clients.values()] == [4, 4], [c.error for c in clients.values()]
+        assert third.child.poll() is None
+    for client in clients.values():
+        assert "the server was set back, or shows its clients different histories" in client.error
 
 
 def test_sigterm_leaves_a_run_that_goes_on(
