@@ -15,6 +15,7 @@ from hefl.background import work_in_thread
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
+from hefl.ending import say_how_it_ended, say_who_confirmed
 from hefl.errors import (
     ConflictError,
     EngineError,
@@ -184,7 +185,7 @@ class Client:
             if view.phase in OVER:
                 await self._take_last(view)
                 if await self._confirm(view):
-                    self._say_how_it_ended(view)
+                    say_how_it_ended(view, self._learner, self._rounds)
                     return
                 version = -1  # the run goes on after all
                 continue
@@ -212,22 +213,6 @@ class Client:
             check="history",
         )
 
-    def _say_how_it_ended(self, view: View) -> None:
-        """Where a run ended early: whether this client, like all others, decided so, or the server by itself."""
-        if view.model is None:
-            log.warning("the run ended before there was a model")
-            return
-        if self._learner.model is None:
-            log.warning("this client has no model: no round since it came made one; the others have that of before")
-        last, rounds = view.model.announcement.round, self._rounds
-        if last >= rounds:
-            return
-        if reason := self._learner.reason_to_stop:
-            log.info("stopped after round %d of %d: %s", last, rounds, reason)
-        else:
-            log.warning("the run ended after round %d of %d, and this client did not decide so", last, rounds)
-            log.warning("hint: the model is that of round %d; ask who runs the server why", last)
-
     async def _confirm(self, view: View) -> bool:
         """Tell the other clients in which head the run has ended, and hear whether it is the same for them.
 
@@ -254,11 +239,7 @@ class Client:
         self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
         self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
-        if self.unconfirmed:
-            log.warning("the model is not confirmed by %s", ", ".join(self.unconfirmed))
-            log.warning("hint: ask them whether their last round is this one; the server may have shown them another")
-        elif self.confirmed:
-            log.info("the model is confirmed by %s", ", ".join(self.confirmed))
+        say_who_confirmed(self.confirmed, self.unconfirmed)
         return True
 
     def _is_asked(self, announcement: Announcement) -> bool:

@@ -241,9 +241,8 @@ class Coordinator:
         self._news.announced(announcement)
 
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
-        number = self.run.next_round
         await self._apply(rounds.Abandoned(culprits))
-        self._news.abandoned(number, reason)
+        self._news.abandoned(self.run, reason)
         await asyncio.to_thread(self._tally.end_attempt)
 
     async def _stop_training(self) -> None:

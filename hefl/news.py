@@ -72,9 +72,11 @@ class News:
         log.info("round %(round)d: update of %(client)s is in", {"round": number, "client": name})
         self._emit({"event": "update", "round": number, "client": name, "bytes": size_bytes})
 
-    def abandoned(self, number: int, reason: str) -> None:
-        """An attempt came to nothing."""
-        log.warning("round %(round)d: %(reason)s; trying again", {"round": number, "reason": reason})
+    def abandoned(self, run: Run, reason: str) -> None:
+        """An attempt at the next round came to nothing."""
+        number, closing = run.next_round, run.exchange == "closing"
+        so = "the metrics of the last model stay unknown" if closing else "trying again"
+        log.warning("round %(round)d: %(reason)s; %(so)s", {"round": number, "reason": reason, "so": so})
         self._emit({"event": "abandoned", "round": number, "reason": reason})
 
     def published(self, record: Record, bytes_up: int, seconds: Mapping[str, float]) -> None:

@@ -17,6 +17,7 @@ from hefl.ckks import packed
 from hefl.client import Client
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange
+from hefl.ending import say_how_it_ended
 from hefl.engine import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.history import Announcement, Participant, Record
@@ -74,9 +75,9 @@ def test_a_client_says_whether_an_early_end_was_its_own_decision(
     client._learner.progress = Progress(1.0, since)
     client._learner.model = GlobalModel(model, [])
     last = record(msgspec.structs.replace(asked(client, 10), round=model))
-    view = View(version=1, phase="draining", announcement=None, committed=False, model=last, closing=None)
+    view = shown(model=last, closing=record(announcement(engine="packed", round=model + 1, exchange="closing")))
     with caplog.at_level("INFO", logger="hefl"):
-        client._say_how_it_ended(view)
+        say_how_it_ended(view, client._learner, 3)
     assert [r.message for r in caplog.records][:1] == ([text] if text else [])
 
 

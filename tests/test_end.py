@@ -60,6 +60,20 @@ def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(key
     assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz") == saved(tmp_path / "carol.npz")
 
 
+def test_an_end_without_the_last_metrics_is_no_silent_one(keys: Federation, tmp_path: Path) -> None:
+    flags = ("--rounds", "1", "--join-wait", "0", "--round-timeout", "8")
+    with keys:
+        server = keys.serve(tmp_path / "server", *flags)
+        alice = keys.client("alice", tmp_path / "alice")
+        bob = keys.client("bob", tmp_path / "bob", module="dying_client", DIE="encrypted 2")
+        assert bob.wait() == -signal.SIGKILL
+        assert [alice.wait(), server.wait()] == [0, 0]
+    unknown = "round 2: the deadline passed with 1 of at least 2 updates in; the metrics of the last model stay unknown"
+    assert f"hefl: {unknown}" in server.err
+    assert "hefl: the metrics of model 1 are not known: too few clients sent theirs in the end" in alice.err
+    assert server.events[-1] == {"event": "ended", "rounds": 1, "lacking": ["bob", "carol"]}
+
+
 def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2", "--join-wait", "0")
