@@ -21,9 +21,9 @@ from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase
 from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
+    from hefl.callbacks import RoundReport
     from hefl.client import OnTamper
     from hefl.engine import Weighting
-    from hefl.learner import RoundReport
     from hefl.trainer import Trainer
 
 

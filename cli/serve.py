@@ -134,7 +134,7 @@ def serve(
     --rounds, a finished run goes on too; with --linger, its result is to be had again.
     """
     from hefl.cli.loop import run
-    from hefl.coordinator import RunSettings
+    from hefl.decisions import RunSettings
     from hefl.engine import load_engine
     from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena

@@ -17,9 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hefl.callbacks import RoundReport
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
     from hefl.errors import HeflError
-    from hefl.learner import RoundReport
     from hefl.simulation import Simulation, simulate
     from hefl.trainer import Trainer
     from hefl.weighted_mean import aggregate, announce, decrypt, encrypt
@@ -44,7 +44,7 @@ __all__ = [
 _HOMES = {
     "HeflError": "hefl.errors",
     "PublicContext": "hefl.ckks.context",
-    "RoundReport": "hefl.learner",
+    "RoundReport": "hefl.callbacks",
     "SecretContext": "hefl.ckks.context",
     "Simulation": "hefl.simulation",
     "Trainer": "hefl.trainer",

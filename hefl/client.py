@@ -12,6 +12,7 @@ import msgspec
 
 from hefl import protocol
 from hefl.background import work_in_thread
+from hefl.callbacks import OnRound, tell
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
@@ -31,7 +32,7 @@ from hefl.following import Follower
 from hefl.history import Announcement, Record, confirmation
 from hefl.keys.party import ClientFolder
 from hefl.layout import unseal
-from hefl.learner import Learner, OnRound, tell
+from hefl.learner import Learner
 from hefl.params import MIN_CLIENTS
 from hefl.polling import Poller
 from hefl.protocol import Confirmation, Join, MetricsReport, View, Welcome

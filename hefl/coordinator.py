@@ -11,12 +11,12 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from hefl import answers, decisions, rounds
 from hefl.ckks.context import PublicContext
+from hefl.decisions import RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
     DiskFullError,
@@ -29,7 +29,7 @@ from hefl.errors import (
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.news import Emit, News
-from hefl.params import KEEP_AGGREGATES, MAX_VALUES, POLL_S, RECORDS_AT_ONCE, SILENT_S
+from hefl.params import POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.protocol import Join, OtherLayoutError, View
 from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
@@ -42,26 +42,6 @@ REMIND_S = 15.0
 
 FULL_S = 1.0
 """How long a server waits where its disk is full, before it tries again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSettings:
-    """What an operator decides of a run; times in seconds.
-
-    Attributes:
-        rounds: Trainings that the run is to have; None are its own.
-        linger_s: How long to stay after the end for known clients that may not have the result.
-        keep: How many of the last aggregates stay.
-        max_values: No model has more.
-    """
-
-    rounds: int | None = None
-    min_clients: int = 2
-    join_wait_s: float = 2.0
-    round_timeout_s: float = 60.0
-    linger_s: float = 0.0
-    keep: int = KEEP_AGGREGATES
-    max_values: int = MAX_VALUES
 
 
 class Coordinator:

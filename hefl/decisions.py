@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hefl.codec import Exchange
 from hefl.engine import Terms
 from hefl.history import Announcement, Participant
-from hefl.params import MIN_CLIENTS
+from hefl.params import KEEP_AGGREGATES, MAX_VALUES, MIN_CLIENTS
 from hefl.rounds import Phase, Run
 
 
@@ -54,6 +54,26 @@ class End:
 Decision = Announce | Close | Abandon | Stop | Finish | End
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """What an operator decides of a run; times in seconds.
+
+    Attributes:
+        rounds: Trainings that the run is to have; None are its own.
+        linger_s: How long to stay after the end for known clients that may not have the result.
+        keep: How many of the last aggregates stay.
+        max_values: No model has more.
+    """
+
+    rounds: int | None = None
+    min_clients: int = 2
+    join_wait_s: float = 2.0
+    round_timeout_s: float = 60.0
+    linger_s: float = 0.0
+    keep: int = KEEP_AGGREGATES
+    max_values: int = MAX_VALUES
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
     """What a decision needs to know of time.
@@ -62,7 +82,7 @@ class Clock:
         silent: Sessions that have not been heard of for too long.
         phase_s: Seconds since the phase began.
         enough_s: Seconds since enough clients were here to start.
-        join_wait_s, round_timeout_s, linger_s: As ``hefl serve`` takes them.
+        join_wait_s, round_timeout_s, linger_s: As RunSettings has them.
     """
 
     silent: frozenset[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -13,10 +13,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hefl import wire
+from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
-from hefl.errors import LayoutError, ProtocolError, StaleError, TrainerError, UploadError
+from hefl.errors import LayoutError, ProtocolError, StaleError, UploadError
 from hefl.files import replacing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
@@ -24,7 +25,7 @@ from hefl.modelfile import read_model, write_model
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
 from hefl.timings import Timings
-from hefl.trainer import GuardedTrainer, Trainer, blaming
+from hefl.trainer import GuardedTrainer, Trainer
 from hefl.updates import read_aggregate, write_update
 from hefl.weighting import ClientWeightedCodec
 
@@ -46,30 +47,6 @@ class GlobalModel:
     scales: Scales = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundReport:
-    """One finished round, as one client saw it: what ``on_round`` is called with.
-
-    Attributes:
-        round: Its number, from 0. Round 0 hands out the initial model; the one after the last training is a closing
-            exchange of metrics only.
-        rounds: How many trainings the run was to have.
-        metrics: By name, averaged over the clients' validation data: of the model that the round started from, which
-            is that of the round before. Empty in round 0; None where no client had a number.
-        verified: The aggregate proved that it is the announced sum.
-        bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
-        seconds: What this client spent, by phase; see timings.PHASES.
-    """
-
-    round: int
-    rounds: int
-    metrics: Metrics
-    verified: bool
-    bytes_up: int
-    bytes_down: int
-    seconds: Mapping[str, float]
-
-
 class BestModel(Protocol):
     """Where the best global model so far is kept."""
 
@@ -79,26 +56,6 @@ class BestModel(Protocol):
 
     def write(self, model: GlobalModel, layout: Layout, loss: float) -> None:
         """Replace it by a better one."""
-
-
-OnRound = Callable[[RoundReport], object]
-"""A user's callback."""
-
-
-def tell(on_round: OnRound, report: RoundReport) -> None:
-    """Call a user's callback.
-
-    Raises:
-        TrainerError: It raised; says what, and the traceback stays attached.
-        BrokenPipeError: Whoever read what it prints has gone.
-    """
-    try:
-        with blaming("on_round"):
-            on_round(report)
-    except TrainerError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
-            raise error.__cause__ from None
-        raise
 
 
 class Learner:

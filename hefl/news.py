@@ -111,12 +111,12 @@ class News:
 
     def extended(self, before: Run, run: Run) -> None:
         """The run is to have more trainings."""
+        numbers = (before.rounds, run.rounds, run.next_round, run.last_training)
+        hint = "its clients had enough (--patience), and where they still have, nothing is trained: see --init"
         log.info(
             "the run goes on from %d to %d trainings, rounds %d to %d",
-            before.rounds,
-            run.rounds,
-            run.next_round,
-            run.last_training,
+            *numbers,
+            extra={"hint": hint} if before.stopped else None,
         )
 
     def ended(self, run: Run) -> None:

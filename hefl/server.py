@@ -14,8 +14,8 @@ from aiohttp import web
 from hefl import answers, protocol
 from hefl.callers import Callers
 from hefl.compact import encode_records
-from hefl.coordinator import Coordinator, RunSettings
-from hefl.decisions import Clock
+from hefl.coordinator import Coordinator
+from hefl.decisions import Clock, RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
     ConflictError,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hefl.callbacks import OnRound, tell
 from hefl.ckks.context import generate_secret
 from hefl.codec import Metrics
 from hefl.decisions import Announce, Clock, Finish, Stop, announcement_of, decide
@@ -15,7 +16,7 @@ from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, UsageError
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
-from hefl.learner import Learner, OnRound, tell
+from hefl.learner import Learner
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, NAME_PATTERN
 from hefl.rounds import Announced, Closed, Committed, Enough, Joined, Published, Run, Stopped, advance
 from hefl.trainer import Trainer

@@ -13,6 +13,7 @@ from federation import Federation
 from helpers import announcement, record
 from trainers import Drift
 
+from hefl.callbacks import RoundReport
 from hefl.ckks import packed
 from hefl.client import Client
 from hefl.clientstate import ClientState
@@ -22,7 +23,7 @@ from hefl.engine import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.history import Announcement, Participant, Record
 from hefl.keys import authority, party
-from hefl.learner import GlobalModel, Learner, RoundReport
+from hefl.learner import GlobalModel, Learner
 from hefl.patience import Patience, Progress
 from hefl.protocol import View, Welcome
 from hefl.updates import Summation

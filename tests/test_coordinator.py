@@ -11,7 +11,8 @@ import pytest
 from hostile import JOIN
 
 from hefl.ckks.context import PublicContext
-from hefl.coordinator import Coordinator, RunSettings
+from hefl.coordinator import Coordinator
+from hefl.decisions import RunSettings
 from hefl.engine import load_engine
 from hefl.errors import StaleError
 from hefl.journal import Journal

@@ -18,9 +18,9 @@ from helpers import redigested
 from hefl import protocol
 from hefl.clientstate import read_model
 from hefl.compact import decode_records
-from hefl.errors import StateError, TamperError
+from hefl.errors import MismatchError, StateError, TamperError
 from hefl.history import Record, genesis
-from hefl.keys import party
+from hefl.keys import authority, party
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,19 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
     aggregate.write_bytes(redigested(data))
     with pytest.raises(TamperError, match="not the one that its record describes"):
         read_model(tmp_path / "alice", secret, 2)
+    for suffix in ("agg", "layout", "json"):
+        (path,) = (tmp_path / "alice/aggregates").glob(f"*3.{suffix}")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(StateError, match=rf"0000000003\.{suffix} is damaged") as caught:
+            read_model(tmp_path / "alice", secret, 3)
+        assert caught.value.hint == "name another round with --round: 1, 2, 3"
+        path.write_bytes(whole)
+    rotated = keys.copy(tmp_path / "rotated")
+    authority.change(rotated.folder, authority.Change(rotate=True))
+    newer = party.read_client_folder(rotated.folder / "clients/alice").secret
+    with pytest.raises(MismatchError, match=r"0000000003\.agg is of .* key generation 1, and the client's keys .* 2"):
+        read_model(tmp_path / "alice", newer, 3)
 
 
 def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federation, tmp_path: Path) -> None:
