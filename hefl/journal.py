@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, TypeVar, get_args
 from urllib.parse import quote
 
@@ -126,7 +128,7 @@ class Journal:
                 self._create(fresh, identity, terms)
             self.now, self._link, self.reference = _load(self._db)
             _check_records(self._db, identity, self.now.run)
-            self._reader = _open(self._path, read_only=True)
+            self._reader = _reader(self._path)
             undo.pop_all()
         # What an operator may change from one start to the next.
         self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients, known=known))
@@ -260,16 +262,31 @@ def read_moment(folder: Path) -> Moment:
         raise StateError(
             f"{folder} holds no run", hint="name the folder that 'hefl serve' has as --state, or DIR/server/state"
         )
-    with _reported(path), closing(_open(path, read_only=True)) as db:
+    with _reported(path), _looking(path) as db:
         db.execute("BEGIN")  # everything as of one moment
         _check_version(db, path)
         return _load(db)[0]
 
 
-def _open(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    if read_only:
-        where = f"file:{quote(str(path.absolute()))}?mode=ro"
-        return sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+@contextmanager
+def _looking(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a journal and leave nothing beside it, where SQLite would make the files that a writer has there."""
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    with ExitStack() as stack:
+        if log.exists() and not index.exists():  # a copy of what a killed server left, say
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            for file in (path, log):
+                shutil.copyfile(file, folder / file.name)
+            path = folder / path.name
+        yield stack.enter_context(closing(_reader(path, "&immutable=1" if not log.exists() else "")))
+
+
+def _reader(path: Path, how: str = "") -> sqlite3.Connection:
+    where = f"file:{quote(str(path.absolute()))}?mode=ro{how}"
+    return sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+
+
+def _open(path: Path) -> sqlite3.Connection:
     if not path.exists():
         with storing("the run's journal"):
             create_private(path).close()

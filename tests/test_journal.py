@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
     assert kinds == {kind.__name__ for kind in get_args(Event)}
     with closing(opened(tmp_path, rounds=7)) as again:
         assert again.now.run == run
+
+
+@pytest.mark.parametrize("left", [("",), ("", "-wal"), ("", "-wal", "-shm")], ids=["closed", "copied", "killed"])
+def test_a_look_at_a_run_leaves_nothing_beside_its_journal(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """SQLite makes files of its own where it may, and fails where it may not."""
+    there = tmp_path / "there"
+    there.mkdir()
+    with closing(opened(tmp_path)) as journal:
+        run = play(journal, 5)
+        if left != ("",):
+            for suffix in left:
+                shutil.copy(tmp_path / f"{FILE}{suffix}", there)
+    if left == ("",):
+        shutil.copy(tmp_path / FILE, there)
+    before = {path.name: path.read_bytes() for path in there.iterdir()}
+    assert read_moment(there).run == run
+    after = {path.name: path.read_bytes() for path in there.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[FILE] == before[FILE]
 
 
 def test_many_events_become_one_checkpoint_and_the_run_is_the_same(
