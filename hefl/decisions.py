@@ -135,19 +135,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     announcement = run.announcement
     if announcement is None:
         raise ValueError("collecting without an announcement")
-    lost = next(
-        (
-            p.name
-            for p in announcement.participants
-            if p.name in run.sessions
-            and p.name not in run.committed
-            and p.name not in run.enough
-            and run.sessions[p.name].join_nonce != p.join_nonce
-        ),
-        None,
-    )
-    if lost:
-        return Abandon(f"{lost} came back without its state")
+    if run.lost and run.attempt == run.called_off + 1:
+        return Abandon(f"{run.lost[0]} came back without its state")  # once a round: who does it again is left out
     late = clock.phase_s >= announcement.deadline_s
     missing = frozenset(announcement.names) - run.committed.keys()
     if run.awaited and not late:
@@ -155,8 +144,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
     if len(run.committed) >= needed:
         return Close()
-    if run.enough and len(run.committed) + len(run.enough) >= needed:
-        return Stop()  # those who had enough would not answer another attempt either
+    if len(run.enough) >= needed:
+        return Stop()  # one alone may lie: all decide alike
     why = "the deadline passed" if late else "clients left"
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 

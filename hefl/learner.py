@@ -17,7 +17,7 @@ from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
-from hefl.errors import LayoutError, ProtocolError, StaleError, UploadError
+from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.files import replacing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
@@ -109,6 +109,7 @@ class Learner:
         self._initial_file = initial
         if initial:
             self._initial = read_model(initial, self.layout)
+        self._check_initial(initial)
         self._save_best = save_best
         self._patience = Patience(patience) if patience else None
         self._hidden = self._patience.metrics if self._patience else ()
@@ -117,6 +118,15 @@ class Learner:
         self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+
+    def _check_initial(self, file: Path | None) -> None:
+        """Refuse at once what no round could start from. Raises NotFiniteError."""
+        for tensor, array in zip(self.layout.tensors, self._initial, strict=True):
+            if not np.isfinite(array).all():
+                raise NotFiniteError(
+                    f"the initial model holds NaN or infinity in tensor {tensor.name!r}; nothing was sent",
+                    hint=f"look at {file or 'what get_parameters returns'}",
+                )
 
     @property
     def announced_num_examples(self) -> int:

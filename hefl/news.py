@@ -8,7 +8,9 @@ from typing import Any
 
 from hefl.decisions import Clock
 from hefl.engine import Engine
+from hefl.errors import HeflError
 from hefl.history import Announcement, Record
+from hefl.limits import Lines
 from hefl.rounds import Phase, Run
 
 log = logging.getLogger("hefl")
@@ -137,6 +139,29 @@ class News:
         if run.phase is Phase.GATHERING and (absent := [name for name in run.known if name not in here]):
             names = ", ".join(absent)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)
+
+
+class Refusals:
+    """Tells what was refused to whom.
+
+    Args:
+        emit: Is told of each.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._lines = Lines()
+
+    def tell(self, asked: str, client: str | None, error: HeflError, status: int) -> None:
+        """A request was refused."""
+        fields = {"client": client, "reason": type(error).__name__, "status": status}
+        who = client or "an unknown client"
+        left_out = self._lines.take(who)
+        if left_out is not None:
+            before = f" (and {left_out} more before that)" if left_out else ""
+            shown = {"asked": asked, "who": who, "why": error, "before": before}
+            log.warning("refused %(asked)s of %(who)s: %(why)s%(before)s", shown | fields)
+        self._emit({"event": "refused", **fields})
 
 
 def say_who_lacks(run: Run) -> None:

@@ -60,6 +60,9 @@ MIN_BYTES_PER_S = 1000
 TURNS_AT_ONCE, TURNS_PER_S = 40.0, 4.0
 """So often may a client join, leave, or say something else that is written to the journal."""
 
+LINES_AT_ONCE, LINES_PER_S = 50.0, 1.0
+"""So many lines of a server's log may be about what one client was refused; the others are counted."""
+
 ROUNDS = 20
 """Trainings of a run, where whoever runs it does not say."""
 

@@ -285,8 +285,15 @@ class Run:
             return tuple(sorted(self.sessions.keys() - self.confirmations.keys()))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
-        answered = self.committed.keys() | self.enough
-        return tuple(n for n in self.announcement.names if n not in answered and n in self.sessions)
+        missing = (n for n in self.announcement.names if n not in self.committed and n not in self.enough)
+        return tuple(name for name in missing if name in self.sessions and name not in self.lost)
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Participants that are here again without their state, and cannot answer the open attempt any more."""
+        asked = self.announcement.participants if self.announcement else ()
+        missing = (p for p in asked if p.name not in self.committed and p.name not in self.enough)
+        return tuple(p.name for p in missing if (s := self.sessions.get(p.name)) and s.join_nonce != p.join_nonce)
 
 
 def advance(run: Run, event: Event) -> Run:

@@ -34,7 +34,7 @@ from hefl.journal import Journal
 from hefl.keys.party import ServerFolder
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
-from hefl.news import Emit
+from hefl.news import Emit, Refusals
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Run
@@ -115,7 +115,7 @@ class Server:
         self._stopped = asyncio.Event()
         self._limits = limits or Limits()
         self._listener: Listener | None = None
-        self._turns = Turns()
+        self._turns, self._refusals = Turns(), Refusals(emit)
         self._callers = Callers(folder, insecure_http=insecure_http)
         self._reported = -1
         self._coordinator = self.coordinator_type(folder.public, engine, settings, journal, spool, emit)
@@ -205,18 +205,7 @@ class Server:
 
     def _refuse(self, request: web.BaseRequest, error: HeflError, status: int | None = None) -> web.Response:
         who, status = request.get(CLIENT), status or error.http_status
-        fields = {"client": who, "reason": type(error).__name__, "status": status}
-        log.warning(
-            "refused %(method)s %(path)s of %(who)s: %(why)s",
-            {
-                "method": request.method,
-                "path": request.path,
-                "who": who or "an unknown client",
-                "why": error,
-                **fields,
-            },
-        )
-        self._emit({"event": "refused", **fields})
+        self._refusals.tell(f"{request.method} {request.path}", who, error, status)
         body = msgspec.json.encode(protocol.refusal_of(error))
         response = web.Response(body=body, status=status, content_type="application/json")
         if isinstance(error, TooSlowError):

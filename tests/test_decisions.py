@@ -152,8 +152,14 @@ def test_a_client_back_without_its_state_before_it_committed_means_a_new_attempt
     assert isinstance(decision, Abandon)
     assert "bob" in decision.reason
     assert decision.culprits == frozenset()
-    again = decide(advance(run, Abandoned(decision.culprits)), clock())
-    assert again == Announce("training", KNOWN)
+    run = advance(run, Abandoned(decision.culprits))
+    assert decide(run, clock()) == Announce("training", KNOWN)
+    # Whoever does so again is left out of the round: otherwise it could hold the others up for ever.
+    run = advance(run, Announced(announced(run)))
+    for name in ("alice", "carol"):
+        run = advance(run, Committed(name, digest(name), 10))
+    run = advance(run, Joined("bob", 20, "ee" * 16))
+    assert (run.awaited, decide(run, clock())) == ((), Close())
 
 
 def test_a_client_back_without_its_state_after_it_committed_changes_nothing() -> None:
@@ -218,6 +224,7 @@ def test_one_client_alone_stops_no_run() -> None:
     run = having_enough("alice")
     assert decide(run, clock()) is None
     assert isinstance(decide(run, clock(phase_s=30.0)), Abandon)
+    assert isinstance(decide(having_enough("alice", committed=["bob"]), clock(phase_s=30.0)), Abandon)
     assert decide(having_enough("alice", "bob"), clock(phase_s=30.0)) == Stop()
 
 
