@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -66,5 +67,22 @@ def test_an_upload_whose_attempt_ends_before_it_is_checked_is_too_late(public: P
             spool.end_attempt()
             with pytest.raises(StaleError, match="over before the update was checked"):
                 await coordinator.commit("alice", announcement, upload, 4)
+
+        asyncio.run(run())
+
+
+def test_the_wait_for_the_others_begins_when_there_are_enough(public: PublicContext, tmp_path: Path) -> None:
+    """And not when the first one came, who may have been alone for hours."""
+    engine, known = load_engine("tenseal"), ("alice", "bob", "carol")
+    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
+        settings = RunSettings(rounds=1, join_wait_s=60.0)
+        coordinator = Coordinator(public, engine, settings, journal, Spool(tmp_path), lambda event: None)
+
+        async def run() -> None:
+            await coordinator.join("alice", JOIN)
+            await asyncio.sleep(0.5)
+            before = time.monotonic()
+            await coordinator.join("bob", msgspec.structs.replace(JOIN, join_nonce="0b" * 16))
+            assert coordinator.look()[1].enough_s <= time.monotonic() - before
 
         asyncio.run(run())

@@ -49,12 +49,15 @@ def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(key
         assert over.wait() == 0
         assert "has ended already" in over.error
         assert "nobody knows whether carol has the result" in over.error
-        lingering = keys.serve(tmp_path / "server", "--linger", "60")
+        lingers = ("--linger", "60")
+        killed = keys.start_server(tmp_path / "server", *lingers, port=0, module="dying", DIE="after Reopened 1")
+        assert killed.wait() == -signal.SIGKILL
+        lingering = keys.serve(tmp_path / "server", *lingers)
         late = keys.client("carol", tmp_path / "carol", *flags["carol"])
         assert [late.wait(), lingering.wait()] == [0, 0], late.error
         assert "the model is confirmed by alice, bob" in late.error
         assert lingering.events[-1] == {"event": "ended", "rounds": 2, "lacking": []}
-        done = keys.start_server(tmp_path / "server", "--linger", "60", port=0)
+        done = keys.start_server(tmp_path / "server", *lingers, port=0)
         assert done.wait() == 0
         assert "nobody knows" not in done.error
     assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz") == saved(tmp_path / "carol.npz")
@@ -95,8 +98,11 @@ def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: F
         assert "hefl: the run goes on from 2 to 3 trainings, rounds 4 to 4" in longer.err
         longer.child.terminate()
         assert longer.wait() == 0
-        on = keys.serve(tmp_path / "server", "--join-wait", "0")  # three are the run's own by now
+        flags = ("--rounds", "4", "--join-wait", "0")
+        killed = keys.start_server(tmp_path / "server", *flags, port=0, module="dying", DIE="after Extended 1")
+        assert killed.wait() == -signal.SIGKILL
+        on = keys.serve(tmp_path / "server", "--join-wait", "0")  # four are the run's own by now
         clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
         assert [c.wait() for c in (*clients, on)] == [0, 0, 0]
-        assert status(keys, tmp_path / "server")[0].endswith("of 4 rounds: ended after round 4")
+        assert status(keys, tmp_path / "server")[0].endswith("of 5 rounds: ended after round 5")
         assert "the run goes on from" not in on.error

@@ -34,6 +34,15 @@ def files(server: Command) -> int:
     return len(list(Path(f"/proc/{server.child.pid}/fd").iterdir()))
 
 
+def quiet(server: Command) -> int:
+    """How many files it has once nothing is going on."""
+    before = -1
+    while (now := files(server)) != before:
+        before = now
+        time.sleep(1)
+    return now
+
+
 def until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not holds():
@@ -164,6 +173,32 @@ def test_who_does_not_take_its_answer_is_cut_off(keys: Federation, tmp_path: Pat
         server.until("cut off mallory")
         assert alice.ask("GET", "/v1/records")[0] == 200
         assert "Traceback" not in server.error
+
+
+@pytest.mark.parametrize("goodbye", [True, False], ids=["goodbye", "end"])
+def test_who_says_that_it_is_done_and_takes_no_answer_does_not_stay(
+    keys: Federation, tmp_path: Path, goodbye: bool
+) -> None:
+    """Below TLS such a connection would wait for ever, and count for no limit."""
+    long = msgspec.structs.replace(JOIN, sealed_layout=bytes(4 << 20))
+    with keys, ExitStack() as stack:
+        server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--peer-timeout", "2")
+        alice, mallory = Peer(keys, "alice"), Peer(keys, "mallory")
+        assert alice.ask("POST", "/v1/join", msgspec.json.encode(long))[0] == 200
+        other = msgspec.json.encode(msgspec.structs.replace(JOIN, layout="cd" * 32))
+        asked = mallory.head("POST", "/v1/join", {"Content-Length": str(len(other))}) + other
+        before = quiet(server)
+        for _ in range(4):
+            peer = stack.enter_context(mallory.tls(receive_bytes=4096))
+            peer.sendall(asked)
+            if goodbye:
+                peer.settimeout(0)
+                with suppress(ssl.SSLError, BlockingIOError):
+                    peer.unwrap()
+            else:
+                peer.shutdown(socket.SHUT_WR)
+        until(lambda: files(server) <= before)
+        assert alice.ask("GET", "/v1/records")[0] == 200
 
 
 def test_who_goes_away_before_an_answer_is_no_fault_of_the_servers(keys: Federation, tmp_path: Path) -> None:

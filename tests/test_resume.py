@@ -23,11 +23,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
 
 
-def train(keys: Federation, folder: Path, *flags: str, only: str = "") -> dict[str, Command]:
+def train(keys: Federation, folder: Path, *flags: str, only: str = "", **script: str) -> dict[str, Command]:
     """Start both clients, or one."""
     return {
         name: keys.client(
-            name, folder / name, "--save", folder / f"{name}.npz", *PATIENT, *flags, EXAMPLES=str(count), STEP=str(step)
+            name,
+            folder / name,
+            "--save",
+            folder / f"{name}.npz",
+            *PATIENT,
+            *flags,
+            **{"EXAMPLES": str(count), "STEP": str(step), **script},
         )
         for name, (count, step) in WHO.items()
         if only in ("", name)
@@ -60,16 +66,18 @@ def port() -> Iterator[int]:
 
 
 def run_to_the_end(
-    keys: Federation, folder: Path, port: int, deaths: Iterator[str], limit: int
+    keys: Federation, folder: Path, port: int, deaths: Iterator[str], limit: int, **script: str
 ) -> tuple[list[Command], dict[str, Command]]:
     """Serve one run, a process after another: each dies as it is told, until one ends well."""
+    folder.mkdir(exist_ok=True)
+    rounds, flags = ("9", ("--patience", "2")) if script else ("2", ())
     keys.url = f"https://127.0.0.1:{port}"
     servers: list[Command] = []
     clients: dict[str, Command] = {}
     while len(servers) < limit:
         env = {"DIE": next(deaths)}
-        servers.append(keys.start_server(folder / "server", "--rounds", "2", port=port, module="dying", **env))
-        clients = clients or train(keys, folder)
+        servers.append(keys.start_server(folder / "server", "--rounds", rounds, port=port, module="dying", **env))
+        clients = clients or train(keys, folder, *flags, **script)
         code = servers[-1].wait()
         if code == 0:
             break
@@ -120,6 +128,23 @@ def test_a_server_that_is_killed_at_every_write_of_its_journal_in_turn_trains_th
         servers, _ = run_to_the_end(keys, tmp_path, port, always(death), 60)
     assert len(servers) > 20
     assert models(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("death", ["after * 1", "before * 2"])
+def test_a_server_that_is_killed_at_every_write_ends_a_run_when_its_clients_have_enough(
+    keys: Federation, tmp_path: Path, port: int, death: str
+) -> None:
+    """Also of what they say in place of an update."""
+    script = {"trainer": "trainers:Scripted", "LOSSES": "5,4,6,7,8,9,9,9"}
+    with keys:
+        calm = run_to_the_end(keys, tmp_path / "calm", port, always("after Nothing 1"), 1, **script)[0]
+        assert calm[0].events[-1]["rounds"] == 4
+        servers, clients = run_to_the_end(keys, tmp_path / "killed", port, always(death), 60, **script)
+    assert len(servers) > 20
+    assert all("hefl: stopped after round 4 of 9" in client.error for client in clients.values())
+    assert models(tmp_path / "killed") == models(tmp_path / "calm")
 
 
 def test_a_client_that_is_killed_at_every_point_of_a_round_rejoins_and_the_model_is_the_same(
