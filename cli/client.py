@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from hefl.client import OnTamper
     from hefl.engine import Weighting
     from hefl.trainer import Trainer
+
+
+log = logging.getLogger("hefl")
 
 
 @click.command()
@@ -57,7 +62,11 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep the model with the lowest averaged validation loss so far there.",
 )
-@click.option("--force", is_flag=True, help="Let --save and --save-best replace a file.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Let --save and --save-best replace a file that this client did not write in this run.",
+)
 @click.option(
     "--patience",
     type=click.IntRange(1),
@@ -135,10 +144,11 @@ def client(
     """
     from hefl.cli.loop import run
     from hefl.client import Client
-    from hefl.clientstate import FILE, BestModel, ClientState
+    from hefl.clientstate import FILE, ClientState, is_session
     from hefl.engine import load_engine
     from hefl.errors import UsageError
     from hefl.files import locked, private_folder, state_folder
+    from hefl.keptmodel import BestModel
     from hefl.keys.party import read_client_folder
     from hefl.learner import Learner
 
@@ -155,11 +165,11 @@ def client(
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
-    place = state_folder(state or folder / "state", FILE)
+    place = state_folder(state or folder / "state", FILE, is_session)
     with locked(place, "client"), progress_bars(as_json=as_json) as show:
         kept = ClientState(place, keep)
         for flag, path in targets.items():
-            if not force and not kept.may_replace(path):
+            if not force and not kept.claim(path):
                 check_absent(flag, path)
         learner = Learner(
             keys.name,
@@ -188,16 +198,17 @@ def client(
             min_participants=min_participants,
             on_tamper=on_tamper,
             report_metrics=report_metrics,
+            on_end=partial(learner.save, save, kept.write_model) if save else lambda: None,
             on_round=tell,
         )
         run(party.run())
         if as_json:
             told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
             print_json({"event": "confirmed", **told})
-        if save:
-            learner.save(save, kept.write_model)
-            if as_json:
+            if save:
                 print_json({"event": "saved", "path": str(save)})
+        if save_best and not save_best.exists():
+            log.warning("%s was not written: the best model came before this client did", save_best)
 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:

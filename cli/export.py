@@ -31,7 +31,7 @@ def export(
 
     Writes .npz or .safetensors: names, shapes and types as the trainer has them. The file is not encrypted.
     """
-    from hefl.clientstate import read_model
+    from hefl.keptmodel import read_model
     from hefl.keys.party import read_client_folder
     from hefl.modelfile import write_model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,14 +135,14 @@ def serve(
     --rounds, a finished run goes on too; with --linger, its result is to be had again.
     """
     from hefl.cli.loop import run
-    from hefl.decisions import RunSettings
+    from hefl.decisions import RunSettings, at_start
     from hefl.engine import load_engine
     from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena
-    from hefl.journal import FILE, Journal
+    from hefl.journal import FILE, Journal, is_journal
     from hefl.keys.party import read_server_folder
     from hefl.limits import Limits
-    from hefl.news import say_who_lacks
+    from hefl.news import ended, say_who_lacks
     from hefl.page.site import Page
     from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds import Phase
@@ -162,7 +163,7 @@ def serve(
         max_values=max_values,
     )
     cipher.prepare()
-    place = state_folder(state or folder / "state", FILE)
+    place = state_folder(state or folder / "state", FILE, is_journal)
     with (
         locked(place, "server"),
         progress_bars(as_json=as_json) as show,
@@ -177,12 +178,13 @@ def serve(
             )
         ) as journal,
     ):
-        at_start = journal.now.run
-        more = (rounds or 0) > at_start.rounds
-        if at_start.phase is Phase.ENDED and not more and not (linger and at_start.lacking):
+        found = replace(journal.now.run, known=keys.clients)
+        if found.phase is Phase.ENDED and not at_start(found, settings):
             hint = "more --rounds go on with it; a new run takes a new folder, see --state"
             log.info("the run in %s has ended already", place, extra={"hint": hint})
-            say_who_lacks(at_start)
+            say_who_lacks(found)
+            if as_json:
+                print_json(ended(found))
             return
         say = print_json if as_json else _print_url
 

@@ -22,8 +22,9 @@ def status(state: Path, as_json: bool) -> None:
 
     STATE is the folder that 'hefl serve' takes as --state; without it DIR/server/state. Reads, and changes nothing.
     """
-    from hefl.answers import describe
+    from hefl.answers import describe, length
     from hefl.journal import read_moment
+    from hefl.rounds import Phase
 
     moment = read_moment(state)
     run = moment.run
@@ -35,16 +36,17 @@ def status(state: Path, as_json: bool) -> None:
                 "round": run.shown_round,
                 "rounds": run.last_training,
                 "in": sorted(run.committed if run.announcement else run.sessions),
-                "awaited": list(run.awaited),
+                "awaited": list(run.lacking if run.is_over else run.awaited),
                 "deadline_s": _left_s(moment),
             }
         )
         return
-    click.echo(f"run {run.run[:8]} of {run.last_training} rounds: {describe(run)}")
+    click.echo(f"run {run.run[:8]} of {length(run)}: {describe(run)}")
     left_s = _left_s(moment)
     if run.is_over:
         if run.lacking:
-            click.echo(f"nobody knows whether {', '.join(run.lacking)} has the result")
+            waits = "not known to have the result" if run.phase is Phase.ENDED else "may not have the result yet"
+            click.echo(f"{waits}: {', '.join(run.lacking)}")
     elif run.awaited:
         until = (
             "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"

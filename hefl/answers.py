@@ -130,6 +130,13 @@ def describe(run: Run) -> str:
     return f"{attempt}: {committed} of {asked} updates are in"
 
 
+def length(run: Run) -> str:
+    """How long a run is to be, in words."""
+    if not run.closings:
+        return f"{run.rounds} rounds"
+    return f"{run.rounds} trainings, the last in round {run.last_training}"
+
+
 def _is_settled(run: Run, silent: frozenset[str]) -> bool:
     """Whether no confirmation is to come any more, since all who are not silent have told theirs."""
     return run.is_over and not set(run.awaited) - silent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from hefl.ending import say_how_it_ended, say_who_confirmed
 from hefl.errors import (
     ConflictError,
     EngineError,
+    HeflError,
     LayoutError,
     ProtocolError,
     StaleError,
@@ -66,6 +68,7 @@ class Client:
         on_tamper: What to do about a sum that does not pass its checks: stop, or skip it and keep the last model. A
             history that does not hold always stops.
         report_metrics: Tell the server the averaged metrics of each model, for its page.
+        on_end: Is called when the last model is here, before the others are told so.
         on_round: Is told each finished round, in a thread of its own, and the run waits for it. What it raises ends
             the run with a TrainerError.
 
@@ -90,6 +93,7 @@ class Client:
         min_participants: int = MIN_CLIENTS,
         on_tamper: OnTamper = "stop",
         report_metrics: bool = False,
+        on_end: Callable[[], object] = lambda: None,
         on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
@@ -108,13 +112,12 @@ class Client:
         self._min_participants = max(min_participants, MIN_CLIENTS)
         self._on_tamper = on_tamper
         self._report_metrics = report_metrics
-        self._on_round = on_round
+        self._on_end, self._on_round = on_end, on_round
         self.confirmed: tuple[str, ...] = ()
         self.unconfirmed: tuple[str, ...] = ()
         self._welcome: Welcome | None = None
         self._rounds = 0
         self._kept: int | None = None  # the round whose aggregate made this client's model
-        self._apart = False  # this client's model is not that of the last round, which it skipped
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
         self._bytes_up = 0
@@ -164,7 +167,11 @@ class Client:
                 "joined %(url)s as %(client)s with %(num_examples)d examples",
                 {"url": self._connection.url, "client": self._folder.name, "num_examples": learner.num_examples},
             )
-        self._follower.begin(welcome.run)
+        try:
+            self._follower.begin(welcome.run)
+        except HeflError:
+            await self._connection.leave()  # or the others would wait
+            raise
         self._welcome = welcome
         self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
 
@@ -185,6 +192,7 @@ class Client:
             await self._take_records(view)
             if view.phase in OVER:
                 await self._take_last(view)
+                await work_in_thread(self._on_end)
                 if await self._confirm(view):
                     say_how_it_ended(view, self._learner, self._rounds)
                     return
@@ -223,7 +231,8 @@ class Client:
         secret, head, me = self._folder.secret, self._follower.chain.head, self._folder.name
         others = {m.name for record in view.records[-1:] for m in record.members if m.name != me}
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
-        without = self._apart or self._learner.model is None
+        waiting = False
+        without = self._learner.apart or self._learner.model is None
         own = Confirmation(mac=confirmation(secret, NO_HEAD if without else head, me))
         try:
             try:
@@ -232,6 +241,9 @@ class Client:
                 view = await self._poller.next()
             else:
                 while view.phase in OVER and not (expected.items() <= view.confirmations.items() or view.settled):
+                    if not waiting:
+                        waiting = True
+                        log.info("the model is here; waiting for the others to confirm it")
                     view = await self._poller.next()
         except UnreachableError as error:
             log.info("the run is over, and this client has its model; %s", error)
@@ -345,21 +357,19 @@ class Client:
         learner, path = self._learner, self._state.aggregate
         if learner.model is None:
             self._restore(record)
-        before = learner.model and learner.model.arrays
+        before, progress = learner.model and learner.model.arrays, learner.progress
         try:
             metrics = learner.accept(path, record, self._min_participants)
-            self._apart = self._apart and record.announcement.exchange == "closing"
         except ProtocolError as error:
             if self._on_tamper == "stop":
                 raise
             log.error("round %d did not pass the check %r", record.announcement.round, error.check)
-            metrics = learner.pass_over(record.announcement, error)
-            self._apart = True
+            metrics = learner.skip(record.announcement, error)
         if learner.model and learner.model.arrays is not before:
             self._state.keep(record, learner.layout, self._folder.secret)
             self._kept = record.announcement.round
-        elif self._kept is not None and not self._apart:
-            self._state.stand(self._kept, record)
+        elif self._kept is not None and not learner.apart:
+            self._state.stand(self._kept, record, progress, learner.progress)
         path.unlink(missing_ok=True)
         return metrics
 
@@ -369,14 +379,12 @@ class Client:
         Where the round is useless, the others go on from that one; where not, it may turn out to be the best.
         """
         if kept := self._state.kept_before(record):
-            path, its = kept
             try:
-                self._learner.restore(path, its, record.announcement.round - 1)
+                self._learner.restore(kept.path, kept.record, record.announcement.round - 1, kept.progress)
             except ProtocolError as error:
-                raise StateError(
-                    f"{path} is damaged: {error}", hint="remove it, and start this client again"
-                ) from error
-            self._kept = its.announcement.round
+                why = f"{kept.path} is damaged: {error}"
+                raise StateError(why, hint="remove it, and start again") from error
+            self._kept = kept.record.announcement.round
 
     async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:

@@ -2,68 +2,96 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from hefl import protocol, wire
+from hefl import protocol
 from hefl.chain import Chain
 from hefl.ckks.context import SecretContext
-from hefl.engine import load_engine
-from hefl.errors import ExistsError, MalformedError, MismatchError, StateError
+from hefl.errors import ExistsError, MalformedError, StateError
 from hefl.files import private_folder, replacing, storing
 from hefl.history import Hex16, Hex32, NumExamples, Record, Value
-from hefl.layout import Arrays, Layout, unseal
-from hefl.learner import GlobalModel, make_codec
+from hefl.layout import Arrays, Layout
 from hefl.modelfile import write_model
 from hefl.params import KEEP_AGGREGATES
-from hefl.updates import read_aggregate
-
-log = logging.getLogger("hefl")
+from hefl.patience import Progress
 
 FILE = "session.json"
+BEGINS = b'{"join_nonce":'
 
 TOLD = 16
 """So many different sample weights are remembered: one that stands in an open attempt was told lately."""
 
-OURS = re.compile(r"\d{10}\.(agg|layout|json)(\.part)?")
+OURS = re.compile(r"\.?(\d{10})\.(agg|layout|json)(\.part)?")
 """Names of what is kept; a file of any other name is not removed."""
 
 
-class _FileId(NamedTuple):
-    """A file as it was written, whatever its name."""
+class _Written(Value, frozen=True, kw_only=True):
+    """A model's file as it was written, whatever its name.
+
+    Attributes:
+        loss: Of the model, where it was written for its loss.
+    """
 
     inode: int
     size: int
     modified_ns: int
+    loss: float | None = None
 
-    @classmethod
-    def of(cls, status: os.stat_result) -> _FileId:
-        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
+    def is_at(self, path: Path) -> bool:
+        """Whether the file there is this one."""
+        if not path.is_file():
+            return False
+        status = path.stat()
+        return (self.inode, self.size, self.modified_ns) == (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class _Point(Value, frozen=True, kw_only=True):
+    """Where a run stood, and how its loss had gone by then."""
+
+    head: Hex32
+    progress: Progress
 
 
 class _Session(Value, frozen=True, kw_only=True):
-    """What is remembered; the last three are of the chain's run.
+    """What is remembered; what follows the chain is of its run.
 
     Attributes:
-        stands: The kept round whose model was still that of the run before and after the last record; and these heads.
-        best: Averaged loss of the best model that was written, and where to.
-        written: Model files that this client wrote, by path: the last one, and what it replaced.
+        stands: The round of the aggregate whose model was the run's before and after the last record, and these points.
+        written: Model files that this client wrote, by path: those that may be there.
     """
 
     join_nonce: Hex16
     told: tuple[NumExamples, ...] = ()
     chain: Chain | None = None
-    stands: tuple[int, Hex32, Hex32] | None = None
-    best: tuple[float, str] | None = None
-    written: dict[str, tuple[_FileId, ...]] = {}  # noqa: RUF012 - msgspec copies it
+    stands: tuple[int, _Point, _Point] | None = None
+    written: dict[str, tuple[_Written, ...]] = {}  # noqa: RUF012 - msgspec copies it
+
+
+class Kept(NamedTuple):
+    """An aggregate that is kept.
+
+    Attributes:
+        path: Its frame.
+        record: What it must be.
+        progress: How the loss had gone where its model still stood later; None where it says so itself.
+    """
+
+    path: Path
+    record: Record
+    progress: Progress | None
+
+
+def is_session(path: Path) -> bool:
+    """Whether a file is a client's session, as far as its beginning says."""
+    with path.open("rb") as file:
+        return file.read(len(BEGINS)) == BEGINS
 
 
 class ClientState:
@@ -85,7 +113,7 @@ class ClientState:
         self._aggregates = private_folder(folder / "aggregates")
         self.update = folder / "update.bin"
         self.aggregate = folder / "aggregate.bin"
-        self._replaced: list[Path] = []
+        self._claimed: list[Path] = []
         self._session = self._read_session()
         # What an earlier process encrypted is void: it may have been sent in part, and nobody knows how far.
         self.update.unlink(missing_ok=True)
@@ -123,46 +151,46 @@ class ClientState:
             ExistsError: A file of the run before would be replaced by a model of this one.
             StateError: It cannot be stored.
         """
-        for path in self._replaced:
+        if self._claimed:
             raise ExistsError(
-                f"{path} holds a model of the run before, and the server has begun another",
+                f"{self._claimed[0]} holds a model of the run before, and the server has begun another",
                 hint="move it away, name another file, or add --force",
             )
-        for path in self._kept(""):
+        for path in self._kept():
             path.unlink()
         self._write(_Session(join_nonce=self.join_nonce, told=self._session.told, chain=chain))
 
     # --- models in files of the user's --------------------------------------------------------------------------------
 
-    def may_replace(self, path: Path) -> bool:
-        """Whether a model's file is as this client wrote it, in the run that it is in."""
-        is_own = self._is_own(path)
-        if is_own:
-            self._replaced.append(path)
-        return is_own
+    def claim(self, path: Path) -> bool:
+        """Say that a model's file will be replaced, where it is as this client wrote it in its run; whether it is.
 
-    def _is_own(self, path: Path) -> bool:
-        return path.is_file() and _FileId.of(path.stat()) in self._session.written.get(str(path.absolute()), ())
+        In another run it is not to be replaced; then ``begin`` raises.
+        """
+        if own := self._at(path) is not None:
+            self._claimed.append(path)
+        return own
 
-    def write_model(self, path: Path, layout: Layout, arrays: Arrays) -> None:
+    def loss_of(self, path: Path) -> float | None:
+        """Loss of the model of this run that a file has; None where it has none."""
+        written = self._at(path)
+        return written.loss if written else None
+
+    def write_model(self, path: Path, layout: Layout, arrays: Arrays, loss: float | None = None) -> None:
         """As modelfile.write_model, and know the file again. Raises as that, and StateError."""
-        key = str(path.absolute())
 
         def note(status: os.stat_result) -> None:
-            # First, and beside the one before: whichever of them is there after a crash is known.
-            ids = (*self._session.written.get(key, ())[-1:], _FileId.of(status))
-            self._write(msgspec.structs.replace(self._session, written={**self._session.written, key: ids}))
+            # Before it takes its place, and beside the one that has it: after a crash either may be there.
+            new = _Written(inode=status.st_ino, size=status.st_size, modified_ns=status.st_mtime_ns, loss=loss)
+            there = self._at(path)
+            written = {**self._session.written, str(path.absolute()): (there, new) if there else (new,)}
+            self._write(msgspec.structs.replace(self._session, written=written))
 
         write_model(path, layout, arrays, note)
 
-    def best_loss(self, path: Path) -> float | None:
-        """Of the best model of this run, as a file has it; None where it has none."""
-        loss, where = self._session.best or (None, "")
-        return loss if where == str(path.absolute()) and self._is_own(path) else None
-
-    def note_best(self, path: Path, loss: float) -> None:
-        """The best model is in a file. Raises StateError where that cannot be stored."""
-        self._write(msgspec.structs.replace(self._session, best=(loss, str(path.absolute()))))
+    def _at(self, path: Path) -> _Written | None:
+        """What this client wrote there, if it is there still."""
+        return next((w for w in self._session.written.get(str(path.absolute()), ()) if w.is_at(path)), None)
 
     # --- aggregates ---------------------------------------------------------------------------------------------------
 
@@ -179,35 +207,39 @@ class ClientState:
             self.aggregate.replace(self._aggregates / f"{stem}.agg")
             with replacing(self._aggregates / f"{stem}.json") as file:  # the last one: by it the others count
                 file.write(msgspec.json.encode(record))
-        kept = sorted(path.stem for path in self._aggregates.glob("*.json"))
-        for path in self._kept(""):
-            if path.stem not in kept[-self._count :]:
+        last = kept_rounds(self._aggregates)[-self._count :]
+        for path in self._kept():
+            if int(path.name.lstrip(".")[:10]) not in last:
                 path.unlink(missing_ok=True)
 
-    def stand(self, model_round: int, record: Record) -> None:
+    def stand(self, model_round: int, record: Record, before: Progress, after: Progress) -> None:
         """Note that the model of a kept round is the run's after this record too. Raises StateError."""
-        stands = (model_round, record.announcement.head, record.head)
-        self._write(msgspec.structs.replace(self._session, stands=stands))
+        first = _Point(head=record.announcement.head, progress=before)
+        then = _Point(head=record.head, progress=after)
+        self._write(msgspec.structs.replace(self._session, stands=(model_round, first, then)))
 
-    def kept_before(self, record: Record) -> tuple[Path, Record] | None:
-        """The aggregate whose model the round of a record started from, and its own record; None where it is not kept.
+    def kept_before(self, record: Record) -> Kept | None:
+        """The aggregate whose model the round of a record started from; None where it is not kept.
 
         Raises:
             StateError: A record that is kept is damaged.
         """
-        head = record.announcement.head
-        number, *heads = self._session.stands or (-1,)
-        if head not in heads:
-            number = record.announcement.round - 1
+        head, number, point = record.announcement.head, record.announcement.round - 1, None
+        if self._session.stands:
+            standing, *points = self._session.stands
+            point = next((p for p in points if p.head == head), None)
+            number = standing if point else number
         path = self._aggregates / f"{number:010}.json"
         if not (path.is_file() and path.with_suffix(".agg").is_file()):
             return None
-        with _damaged(path, "remove it"):
-            kept = protocol.decode(_read(path), Record)
-        return (path.with_suffix(".agg"), kept) if head in (kept.head, *heads) else None
+        with naming(path, "remove it"):
+            kept = protocol.decode(read(path), Record)
+        if point is None and kept.head != head:
+            return None
+        return Kept(path.with_suffix(".agg"), kept, point.progress if point else None)
 
-    def _kept(self, suffix: str) -> list[Path]:
-        return [p for p in self._aggregates.glob(f"*{suffix}") if OURS.fullmatch(p.name)]
+    def _kept(self) -> list[Path]:
+        return [path for path in self._aggregates.iterdir() if OURS.fullmatch(path.name)]
 
     def _read_session(self) -> _Session:
         try:
@@ -228,98 +260,13 @@ class ClientState:
         self._session = session
 
 
-@dataclass(frozen=True, slots=True)
-class BestModel:
-    """Where ``--save-best`` keeps the best model of a run: also a client that was started again knows how good it is.
-
-    Attributes:
-        state: Of the client.
-        path: The file.
-    """
-
-    state: ClientState
-    path: Path
-
-    @property
-    def loss(self) -> float | None:
-        """Of the model that is there; None where none is."""
-        return self.state.best_loss(self.path)
-
-    def write(self, model: GlobalModel, layout: Layout, loss: float) -> None:
-        """Replace it by a better one. Raises StateError where it cannot be stored."""
-        self.state.write_model(self.path, layout, model.arrays)
-        self.state.note_best(self.path, loss)
-        log.info("%s holds model %d, the best so far", self.path, model.round)
-
-
-@dataclass(frozen=True, slots=True)
-class KeptModel:
-    """A global model from a client's folder.
-
-    Attributes:
-        round: Whose aggregate it is.
-        verified: The aggregate proved that it is the announced sum.
-    """
-
-    round: int
-    layout: Layout
-    arrays: Arrays
-    verified: bool
-
-
-def read_model(folder: Path, secret: SecretContext, round_num: int | None = None) -> KeptModel:
-    """The global model that a round made, from what a client keeps; by default the last one.
-
-    Any aggregate suffices for that: it holds the scales that it was encoded at.
-
-    Raises:
-        StateError: The round is not kept, or a file is damaged.
-        MismatchError: It is of other keys.
-        ProtocolError: As updates.read_aggregate: it is not what its record says.
-    """
-    kept = sorted(int(path.stem) for path in (folder / "aggregates").glob("*.json"))
-    number = kept[-1] if round_num is None and kept else round_num
-    if number not in kept:
-        there = f"there are {_listed(kept)}" if kept else "there is none"
-        raise StateError(
-            f"{folder} keeps no model{'' if number is None else f' of round {number}'}: {there}",
-            hint="a client keeps its last ones; see its --keep, and --state",
-        )
-    stem, hint = folder / "aggregates" / f"{number:010}", f"name another round with --round: {_listed(kept)}"
-    with _damaged(path := stem.with_suffix(".agg"), hint):
-        data = _read(path)
-        identity = wire.open_frame(data).header.identity
-    if identity != secret.identity:
-        raise MismatchError(
-            f"{path} is of {identity}, and the client's keys are of {secret.identity}",
-            hint="a model is read with the keys that it was made with: take the client's folder of then",
-        )
-    with _damaged(path := stem.with_suffix(".layout"), hint):
-        layout = unseal(_read(path), secret)
-    with _damaged(path := stem.with_suffix(".json"), hint):
-        record = protocol.decode(_read(path), Record)
-    announcement, terms = record.announcement, record.announcement.terms
-    engine = load_engine(
-        terms.engine,
-        precision_bits=terms.precision_bits,
-        weighting=terms.weighting,
-        insecure_plaintext=True,  # it is here already
-    )
-    total = read_aggregate(data, secret, engine, announcement, record)
-    codec = make_codec(engine, layout, lambda: 1)  # which counts for what is sent only
-    if announcement.values != codec.values(announcement.exchange):
-        raise StateError(f"{stem}.agg is not of the model that {stem}.layout describes", hint=hint)
-    initial = announcement.exchange == "initial"
-    arrays = codec.decode_initial(total)[0] if initial else codec.decode_model(total, None)[0]
-    return KeptModel(number, layout, arrays, engine.verifies)
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def kept_rounds(aggregates: Path) -> list[int]:
+    """Rounds whose aggregates are in a folder, in order."""
+    return sorted(int(path.stem) for path in aggregates.glob("*.json") if OURS.fullmatch(path.name))
 
 
 @contextmanager
-def _damaged(path: Path, hint: str) -> Iterator[None]:
+def naming(path: Path, hint: str) -> Iterator[None]:
     """Turn what does not parse into a StateError that names the file."""
     try:
         yield
@@ -327,7 +274,8 @@ def _damaged(path: Path, hint: str) -> Iterator[None]:
         raise StateError(f"{path} is damaged: {error}", hint=hint) from error
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """A file that is kept. Raises StateError."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -215,7 +215,7 @@ class Connection:
                     raise UnreachableError(
                         f"{self.url} {did_not} for {waited_s:.0f} s: {reason}",
                         hint="is the server running, and is its address right? See --server and --connect-timeout; "
-                        "a run that is over is served again with 'hefl serve --linger'",
+                        "for a run that is over see 'hefl serve --linger' and 'hefl export'",
                     ) from error
                 if delay_s == FIRST_DELAY_S:
                     does_not = "cannot do it now" if answers else "does not answer"

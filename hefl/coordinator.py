@@ -114,15 +114,16 @@ class Coordinator:
                 elapsed_s = max(0.0, time.time() - self._journal.now.announced_at)
                 self._phase_since = time.monotonic() - elapsed_s
                 late = run.phase is Phase.COLLECTING and elapsed_s >= announcement.deadline_s
-                if late and set(announcement.names) - run.committed.keys() - run.enough:
+                closing = announcement.exchange == "closing"  # which has no other attempt
+                if late and not closing and set(announcement.names) - run.committed.keys() - run.enough:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)
-            if (more := self._settings.rounds or 0) > run.rounds:
-                await self._apply(rounds.Extended(more))
-                self._news.extended(run, self.run)
-            elif self.ended and self._settings.linger_s:
-                await self._apply(rounds.Reopened())
+            if event := decisions.at_start(self.run, self._settings):
+                before = self.run
+                await self._apply(event)
+                if isinstance(event, rounds.Extended):
+                    self._news.extended(before, self.run)
 
     # --- what time brings ---------------------------------------------------------------------------------------------
 

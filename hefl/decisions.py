@@ -12,7 +12,7 @@ from hefl.codec import Exchange
 from hefl.engine import Terms
 from hefl.history import Announcement, Participant
 from hefl.params import KEEP_AGGREGATES, MAX_VALUES, MIN_CLIENTS
-from hefl.rounds import Phase, Run
+from hefl.rounds import Extended, Phase, Reopened, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,13 @@ class Clock:
     linger_s: float = 0.0
 
 
+def at_start(run: Run, settings: RunSettings) -> Extended | Reopened | None:
+    """What becomes of a run before a server goes on with it; None for one that has ended leaves nothing to do."""
+    if settings.rounds and settings.rounds > run.rounds:
+        return Extended(settings.rounds)
+    return Reopened() if run.phase is Phase.ENDED and settings.linger_s and run.lacking else None
+
+
 def decide(run: Run, clock: Clock) -> Decision | None:
     """What the server should do now; None is to wait."""
     match run.phase:
@@ -135,8 +142,9 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     announcement = run.announcement
     if announcement is None:
         raise ValueError("collecting without an announcement")
-    if run.lost and run.attempt == run.called_off + 1:
-        return Abandon(f"{run.lost[0]} came back without its state")  # once a round: who does it again is left out
+    if run.lost and run.attempt == run.called_off + 1 and run.exchange != "closing":
+        # In a round's first attempt only: who does so again and again is left out. A closing round has no other.
+        return Abandon(f"{run.lost[0]} came back without its state")
     late = clock.phase_s >= announcement.deadline_s
     missing = frozenset(announcement.names) - run.committed.keys()
     if run.awaited and not late:
@@ -145,8 +153,14 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     if len(run.committed) >= needed:
         return Close()
     if len(run.enough) >= needed:
-        return Stop()  # one alone may lie: all decide alike
+        return Stop()
+    if run.enough and not late:
+        return None  # all decide alike, but for one that lies or skipped a sum: the others may still come
+    if run.enough and run.attempt > run.called_off + 1 and len(run.committed) + len(run.enough) >= needed:
+        return Stop()  # it was so in the attempt before too, and would be for ever
     why = "the deadline passed" if late else "clients left"
+    if run.enough:
+        why = f"{', '.join(sorted(run.enough))} had enough, and the others not: {why}"
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 
 

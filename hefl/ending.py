@@ -24,6 +24,9 @@ def say_how_it_ended(view: View, learner: Learner, rounds: int) -> None:
         return
     if learner.model is None:
         log.warning("this client has no model: no round since it came made one; the others have that of before")
+    elif learner.apart:
+        hint = "a round was missed, or skipped as --on-tamper says: see above; the others have the last model"
+        log.warning("this client's model is not the last one", extra={"hint": hint})
     last = view.model.announcement.round
     if view.records[-1] is view.model:
         log.warning("the metrics of model %d are not known: too few clients sent theirs in the end", last)

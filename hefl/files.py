@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -54,13 +54,18 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
+def part_of(path: Path) -> Path:
+    """What a file is called while it is written: after a crash the next writer knows what is in its way."""
+    return path.with_name(f".{path.name}.part")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A private file that takes ``path``'s place, durably, when the block ends well; otherwise nothing changes.
 
     One writer a path: callers hold the folder's lock or own the folder.
     """
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     part.unlink(missing_ok=True)
     try:
         with create_private(part) as file:
@@ -157,7 +162,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def state_folder(path: Path, mark: str) -> Path:
+def state_folder(path: Path, mark: str, is_mark: Callable[[Path], bool]) -> Path:
     """A party's state, as private_folder: a new folder, one without a file, or one that bears the party's mark.
 
     A party removes what it does not need any more from its folder, so it takes none that is somebody else's.
@@ -165,17 +170,23 @@ def state_folder(path: Path, mark: str) -> Path:
     Args:
         path: The folder.
         mark: The file that such a party writes first.
+        is_mark: Whether a file of that name is one of such a party's.
 
     Raises:
-        StateError: As private_folder, or it holds other files; nothing has changed.
+        StateError: As private_folder, or it holds other files, or is for everybody; nothing has changed.
     """
-    if not os.path.lexists(path / mark):
-        ours = {path / "lock", path / f"{mark}.part"}
-        if other := next((p for p in path.rglob("*") if p not in ours and not p.is_dir()), None):
-            raise StateError(
-                f"{path} holds {other.relative_to(path)}, and no {mark}: it is not a state folder of this party",
-                hint="name a new folder with --state, or the one that was used before",
-            )
+    hint = "name a new folder with --state, or the one that was used before"
+    marked, ours = path / mark, {path / "lock", path / mark, part_of(path / mark)}
+    if marked.is_file():
+        if not is_mark(marked):
+            raise StateError(f"{path} is no state folder of this party: its {mark} is something else", hint=hint)
+        return private_folder(path)
+    for other in path.rglob("*"):
+        if other not in ours and (other.is_symlink() or not other.is_dir()):
+            what = f"it holds {other.relative_to(path)}, and no {mark}"
+            raise StateError(f"{path} is no state folder of this party, and not empty: {what}", hint=hint)
+    if path.is_dir() and path.stat().st_mode & stat.S_ISVTX:
+        raise StateError(f"{path} is a folder for everybody", hint=hint)
     return private_folder(path)
 
 

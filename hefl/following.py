@@ -40,6 +40,7 @@ class Follower:
 
         Raises:
             TamperError: It was in another, which has not ended.
+            ExistsError, StateError: As ClientState.begin.
         """
         chain, identity = self._state.chain, self._folder.secret.identity
         if chain and chain.run == run:

@@ -26,12 +26,12 @@ import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.engine import Terms
-from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError
+from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError, reason_of
 from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
 from hefl.params import ROUNDS
 from hefl.protocol import Join
-from hefl.rounds import Announced, Event, Phase, Published, Run, advance
+from hefl.rounds import Announced, Event, Published, Run, advance
 from hefl.spool import holds_files
 
 FILE = "journal.sqlite"
@@ -42,6 +42,7 @@ CHECKPOINT_EVENTS = 256
 BUSY_S = 5.0
 """How long a reader and the writer may get in each other's way."""
 
+FIRST_PAGE_BYTES = 4096
 LEAST_BYTES = 512
 """SQLite's smallest page. A shorter file is the rest of one: SQLite takes it for empty, and a run would begin anew."""
 
@@ -119,8 +120,8 @@ class Journal:
             self.resumed = self._has_schema()
             if self.resumed and self._gives_way(identity, terms, rounds):
                 self._db.close()
-                for path in folder.glob(f"{FILE}*"):
-                    path.unlink()
+                for suffix in ("", "-wal", "-shm"):
+                    (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
                 self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
             if not self.resumed:
                 if holds_files(folder):
@@ -131,7 +132,7 @@ class Journal:
             self._reader = _reader(self._path)
             undo.pop_all()
         # What an operator may change from one start to the next.
-        self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients, known=known))
+        self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients))
 
     def append(self, event: Event) -> None:
         """Make an event durable, then the run's. Events are stored in the order in which this is called.
@@ -204,7 +205,7 @@ class Journal:
         _, federation, generation, *settings, _ = _run_row(self._db)
         found, mine = Identity(federation, generation), Terms(*settings)
         run = _load(self._db)[0].run
-        shorter = rounds is not None and rounds < run.rounds and run.phase is not Phase.ENDED
+        shorter = rounds is not None and rounds < run.rounds and not run.is_over
         if (found, mine) == (identity, terms) and not shorter:
             return False
         if (run.next_round, run.attempt) == (0, 0):
@@ -251,6 +252,14 @@ class Journal:
         return link
 
 
+def is_journal(path: Path) -> bool:
+    """Whether a file is a journal, or may become one, as far as its beginning says."""
+    with path.open("rb") as file:
+        start = file.read(72)
+    # What was written at first is in the log beside it until SQLite moves it here.
+    return start[68:] == APPLICATION_ID.to_bytes(4) or path.stat().st_size <= FIRST_PAGE_BYTES
+
+
 def read_moment(folder: Path) -> Moment:
     """The run in a folder, whether a server works on it or not; changes nothing.
 
@@ -271,18 +280,20 @@ def read_moment(folder: Path) -> Moment:
 @contextmanager
 def _looking(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a journal and leave nothing beside it, where SQLite would make the files that a writer has there."""
-    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     with ExitStack() as stack:
-        if log.exists() and not index.exists():  # a copy of what a killed server left, say
-            folder = Path(stack.enter_context(TemporaryDirectory()))
-            for file in (path, log):
-                shutil.copyfile(file, folder / file.name)
-            path = folder / path.name
-        yield stack.enter_context(closing(_reader(path, "&immutable=1" if not log.exists() else "")))
+        if not path.with_name(f"{FILE}-shm").exists():  # no server works on it, or was killed here
+            try:
+                folder = Path(stack.enter_context(TemporaryDirectory()))
+                for file in path.parent.glob(f"{FILE}*"):
+                    shutil.copyfile(file, folder / file.name)
+            except OSError as error:
+                raise StateError(f"{path} cannot be looked at: {reason_of(error)}") from error
+            path = folder / FILE
+        yield stack.enter_context(closing(_reader(path)))
 
 
-def _reader(path: Path, how: str = "") -> sqlite3.Connection:
-    where = f"file:{quote(str(path.absolute()))}?mode=ro{how}"
+def _reader(path: Path) -> sqlite3.Connection:
+    where = f"file:{quote(str(path.absolute()))}?mode=ro"
     return sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
 
 

@@ -168,7 +168,7 @@ def unseal(sealed: bytes, secret: SecretContext) -> Layout:
         data = AESGCM(secret.derive("hefl/v1/sealed-layout")).decrypt(sealed[:12], sealed[12:], None)
         return msgspec.json.decode(data, type=Layout)
     except (InvalidTag, ValueError, msgspec.MsgspecError) as error:
-        raise MalformedError("the server passed on a layout that no client of this federation sealed") from error
+        raise MalformedError("a layout that no client of this federation sealed") from error
 
 
 def describe(

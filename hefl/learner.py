@@ -47,15 +47,15 @@ class GlobalModel:
     scales: Scales = ()
 
 
-class BestModel(Protocol):
-    """Where the best global model so far is kept."""
+class KeepsBest(Protocol):
+    """Keeps the best global model so far."""
 
     @property
     def loss(self) -> float | None:
         """Its averaged loss; None where there is none yet."""
 
     def write(self, model: GlobalModel, layout: Layout, loss: float) -> None:
-        """Replace it by a better one."""
+        """Replace it by a better one. Raises StateError where it cannot be stored."""
 
 
 class Learner:
@@ -79,6 +79,7 @@ class Learner:
         num_examples: The sample weight, as the last ``fit`` stated it.
         model: The last global model, None before round 0 is over.
         progress: How its averaged loss has gone, as far as this client has seen it, or all have told each other.
+        apart: The model is not that of the run's last record, which this client skipped, or whose forerunner it missed.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Learner:
         seed: int = 0,
         num_examples: int | None = None,
         initial: Path | None = None,
-        save_best: BestModel | None = None,
+        save_best: KeepsBest | None = None,
         patience: int | None = None,
         trace: Path | None = None,
     ) -> None:
@@ -117,6 +118,7 @@ class Learner:
         self.progress = Progress()
         self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
         self.model: GlobalModel | None = None
+        self.apart = False
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
 
     def _check_initial(self, file: Path | None) -> None:
@@ -241,13 +243,13 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
-        before = self.model if self._starts_from_here(announcement) else None
+        before = None if self.apart or not self._starts_from_here(announcement) else self.model
         try:
             with self.timings.phase("decrypt"):
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
                 metrics = self._accept(total, announcement)
         except UploadError as error:
-            return self.pass_over(announcement, error)
+            return self._pass_over(announcement, error)
         if self._initial_file:
             self._say_whether_used(self._initial_file, record)
             self._initial_file = None
@@ -255,16 +257,34 @@ class Learner:
             self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
 
-    def restore(self, source: wire.Source, record: Record, round_num: int) -> None:
-        """Take a model that was kept, which is also that of a later round ``round_num``.
+    def restore(self, source: wire.Source, record: Record, round_num: int, progress: Progress | None) -> None:
+        """Take a model that was kept.
+
+        Args:
+            source: The aggregate's frame.
+            record: What it must be.
+            round_num: A round that the model is still that of.
+            progress: How the loss had gone by then; None takes it from the aggregate.
 
         Raises:
             ProtocolError, MismatchError: As accept.
         """
         total = read_aggregate(source, self._secret, self.engine, record.announcement, record)
-        self.model = replace(self._decode(total, record.announcement)[0], round=round_num)
+        model, metrics = self._decode(total, record.announcement)
+        self.model = replace(model, round=round_num)
+        if progress or metrics:  # initial arrays come without
+            self.progress = progress or self._progress_after(metrics)
 
-    def pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
+    def skip(self, announcement: Announcement, error: ProtocolError) -> Metrics:
+        """Keep the model of before, where this client cannot believe a sum that the others may have taken.
+
+        Raises:
+            ProtocolError: The error, where it leaves no model: of round 0.
+        """
+        self.apart = True
+        return self._pass_over(announcement, error)
+
+    def _pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
         """Count a round that an error made useless, and keep the model, where there is one; there are no metrics.
 
         A client that came later has none: it waits for the next sum that can be used.
@@ -275,8 +295,7 @@ class Learner:
         if announcement.exchange == "initial":
             raise error
         log.error("round %d changes nothing: %s", announcement.round, error.message)
-        if self.model and self._starts_from_here(announcement):
-            self.model = replace(self.model, round=announcement.round)
+        self._stand(announcement)
         if announcement.exchange == "training":
             self.progress = self.progress.after(None)
         return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
@@ -286,14 +305,18 @@ class Learner:
 
     def _note_loss(self, metrics: Metrics, model: GlobalModel | None, *, closing: bool) -> None:
         """Take the progress from what everyone told, and keep the model that the loss is of, if it is the best."""
-        told = self._patience.read(metrics) if self._patience else self.progress
-        progress = told.after(metrics["loss"])
+        progress = self._progress_after(metrics)
         if not closing:
             # A run that is extended evaluates the same model once more, and a decision to stop stays as it was.
             self.progress = progress
         best = self._save_best
         if best and model and progress.since == 0 and (best.loss is None or progress.best < best.loss):
             best.write(model, self.layout, progress.best)
+
+    def _progress_after(self, metrics: Metrics) -> Progress:
+        """How the loss has gone with the model that a round started from, whose metrics these are."""
+        told = self._patience.read(metrics) if self._patience else self.progress
+        return told.after(metrics["loss"])
 
     def _say_whether_used(self, file: Path, record: Record) -> None:
         """Say, at the first record, whether the run starts from the file that this client was told to start from."""
@@ -309,12 +332,18 @@ class Learner:
     def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
         if announcement.exchange == "closing":
             metrics = self._codec.decode_metrics(total)
-            if self.model:
-                # The same model stands after it: a run that is extended goes on from there.
-                self.model = replace(self.model, round=announcement.round)
+            self._stand(announcement)  # a run that is extended goes on from there
             return metrics
         self.model, metrics = self._decode(total, announcement)
+        self.apart = False
         return metrics
+
+    def _stand(self, announcement: Announcement) -> None:
+        """The model is that of one more round, which made none."""
+        if self.model and self._starts_from_here(announcement):
+            self.model = replace(self.model, round=announcement.round)
+        else:
+            self.apart = True
 
     def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
         if announcement.exchange == "initial":

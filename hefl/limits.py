@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aiohttp import web
 
+from hefl.allowance import Allowance
 from hefl.errors import MalformedError, TooManyError, TooSlowError, UsageError
 from hefl.params import (
-    LINES_AT_ONCE,
-    LINES_PER_S,
     MAX_CONNECTIONS,
     MIN_BYTES_PER_S,
     PATIENCE_S,
@@ -93,22 +90,6 @@ class Limits:
         return bytes(body)
 
 
-class Allowance:
-    """How often each of several parties may do something: so many times at once, and then so many a second."""
-
-    def __init__(self, at_once: float, per_s: float) -> None:
-        self._at_once, self._per_s = at_once, per_s
-        self._left: dict[str, tuple[float, float]] = {}  # by name: how many, and when there were so many
-
-    def take(self, name: str) -> bool:
-        """Take one of a party's; False where it has none left."""
-        now = time.monotonic()
-        left, since = self._left.get(name, (self._at_once, now))
-        left = min(self._at_once, left + (now - since) * self._per_s)
-        self._left[name] = (left - 1, now) if left >= 1 else (left, now)
-        return left >= 1
-
-
 class Turns:
     """How often one client may ask for what is written to the journal."""
 
@@ -121,18 +102,3 @@ class Turns:
             raise TooManyError(
                 f"client {name} asks for more than {TURNS_PER_S:g} changes a second", hint="try again in a moment"
             )
-
-
-class Lines:
-    """How many lines of the log may be about one client: a flood of refusals must not fill a disk."""
-
-    def __init__(self) -> None:
-        self._allowance = Allowance(LINES_AT_ONCE, LINES_PER_S)
-        self._left_out: Counter[str] = Counter()
-
-    def take(self, name: str) -> int | None:
-        """How many were left out before this one; None where this one is to be left out too."""
-        if self._allowance.take(name):
-            return self._left_out.pop(name, 0)
-        self._left_out[name] += 1
-        return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hefl.allowance import Allowance
 from hefl.decisions import Clock
 from hefl.engine import Engine
 from hefl.errors import HeflError
 from hefl.history import Announcement, Record
-from hefl.limits import Lines
+from hefl.params import LINES_AT_ONCE, LINES_PER_S
 from hefl.rounds import Phase, Run
 
 log = logging.getLogger("hefl")
@@ -125,7 +127,7 @@ class News:
         """The run is over."""
         log.info("the run has ended after round %(round)d", {"round": run.model_round})
         say_who_lacks(run)
-        self._emit({"event": "ended", "rounds": run.model_round, "lacking": list(run.lacking)})
+        self._emit(ended(run))
 
     def awaited(self, run: Run, clock: Clock, min_clients: int) -> None:
         """Whom the run waits for, if for anybody."""
@@ -139,6 +141,24 @@ class News:
         if run.phase is Phase.GATHERING and (absent := [name for name in run.known if name not in here]):
             names = ", ".join(absent)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)
+        left_s = clock.linger_s - clock.phase_s
+        if run.phase is Phase.DRAINING and run.lacking and left_s > 0:
+            log.info("serving the result to %s, for %.0f s more", ", ".join(run.lacking), left_s)
+
+
+class Lines:
+    """How many lines of the log may be about one client: a flood of refusals must not fill a disk."""
+
+    def __init__(self) -> None:
+        self._allowance = Allowance(LINES_AT_ONCE, LINES_PER_S)
+        self._left_out: Counter[str] = Counter()
+
+    def take(self, name: str) -> int | None:
+        """How many were left out before this one; None where this one is to be left out too."""
+        if self._allowance.take(name):
+            return self._left_out.pop(name, 0)
+        self._left_out[name] += 1
+        return None
 
 
 class Refusals:
@@ -152,20 +172,27 @@ class Refusals:
         self._emit = emit
         self._lines = Lines()
 
-    def tell(self, asked: str, client: str | None, error: HeflError, status: int) -> None:
+    def tell(self, method: str, path: str, client: str | None, error: HeflError, status: int) -> None:
         """A request was refused."""
         fields = {"client": client, "reason": type(error).__name__, "status": status}
         who = client or "an unknown client"
         left_out = self._lines.take(who)
         if left_out is not None:
-            before = f" (and {left_out} more before that)" if left_out else ""
-            shown = {"asked": asked, "who": who, "why": error, "before": before}
-            log.warning("refused %(asked)s of %(who)s: %(why)s%(before)s", shown | fields)
+            text = "refused %(method)s %(path)s of %(who)s: %(why)s"
+            if left_out:
+                text += " (and %(left_out)d more before that)"
+            shown = {"method": method, "path": path, "who": who, "why": error, "left_out": left_out}
+            log.warning(text, shown | fields)
         self._emit({"event": "refused", **fields})
+
+
+def ended(run: Run) -> dict[str, Any]:
+    """The event that a run is over."""
+    return {"event": "ended", "rounds": run.model_round, "lacking": list(run.lacking)}
 
 
 def say_who_lacks(run: Run) -> None:
     """Log who may not have the result of a run that is over, if anybody."""
     if run.lacking:
         hint = "the same command with --linger 600 serves it for ten minutes to who comes late"
-        log.warning("nobody knows whether %s has the result", ", ".join(run.lacking), extra={"hint": hint})
+        log.warning("not known to have the result: %s", ", ".join(run.lacking), extra={"hint": hint})

@@ -285,8 +285,8 @@ class Run:
             return tuple(sorted(self.sessions.keys() - self.confirmations.keys()))
         if self.announcement is None:
             return tuple(name for name in self.known if name not in self.sessions)
-        missing = (n for n in self.announcement.names if n not in self.committed and n not in self.enough)
-        return tuple(name for name in missing if name in self.sessions and name not in self.lost)
+        done = self.committed.keys() | self.enough | set(self.lost)
+        return tuple(name for name in self.announcement.names if name not in done and name in self.sessions)
 
     @property
     def lost(self) -> tuple[str, ...]:

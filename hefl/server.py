@@ -34,7 +34,7 @@ from hefl.journal import Journal
 from hefl.keys.party import ServerFolder
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
-from hefl.news import Emit, Refusals
+from hefl.news import Emit, Refusals, say_who_lacks
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
 from hefl.rounds import Run
@@ -164,6 +164,8 @@ class Server:
                 await self._coordinator.know(self._callers.known())
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
+            if self._coordinator.run.is_over and not self._coordinator.ended:
+                say_who_lacks(self._coordinator.run)
         finally:
             await self._listener.close()
             await runner.cleanup()
@@ -205,7 +207,7 @@ class Server:
 
     def _refuse(self, request: web.BaseRequest, error: HeflError, status: int | None = None) -> web.Response:
         who, status = request.get(CLIENT), status or error.http_status
-        self._refusals.tell(f"{request.method} {request.path}", who, error, status)
+        self._refusals.tell(request.method, request.path, who, error, status)
         body = msgspec.json.encode(protocol.refusal_of(error))
         response = web.Response(body=body, status=status, content_type="application/json")
         if isinstance(error, TooSlowError):

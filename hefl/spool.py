@@ -20,7 +20,7 @@ from hefl.history import Record
 from hefl.params import NAME_PATTERN
 from hefl.updates import Summation
 
-OURS = re.compile(rf"[0-9a-f]{{64}}|sum(\.part)?|{NAME_PATTERN}")
+_UPLOAD, _UPDATE, _AGGREGATE = map(re.compile, (NAME_PATTERN, r"[0-9a-f]{64}", r"[0-9a-f]{64}|sum|\.sum\.part"))
 """Names that files get here; one of any other name is not removed."""
 
 
@@ -148,9 +148,10 @@ class Spool:
         Raises:
             StateError: A file is missing, damaged, or not of this run.
         """
-        self._keep(self._arriving, ())
-        for folder, needed, more in ((self._updates, updates, ()), (self._aggregates, aggregates, spare)):
-            self._keep(folder, {*needed, *more})
+        _keep(self._arriving, _UPLOAD, ())
+        _keep(self._updates, _UPDATE, updates)
+        _keep(self._aggregates, _AGGREGATE, {*aggregates, *spare})
+        for folder, needed in ((self._updates, updates), (self._aggregates, aggregates)):
             for path in {folder / name for name in needed} | set(folder.iterdir()):
                 _check_digest(path)
 
@@ -210,7 +211,7 @@ class Spool:
         """Nobody needs updates any more: whoever has a client's key could read them."""
         for name, upload in list(self._uploads.items()):
             self.drop(name, upload)
-        self._keep(self._updates, ())
+        _keep(self._updates, _UPDATE, ())
 
     # --- aggregates ---------------------------------------------------------------------------------------------------
 
@@ -230,13 +231,15 @@ class Spool:
 
     def keep_aggregates(self, digests: Iterable[str]) -> None:
         """Remove all others."""
-        self._keep(self._aggregates, digests)
+        _keep(self._aggregates, _AGGREGATE, digests)
 
-    def _keep(self, folder: Path, names: Iterable[str]) -> None:
-        kept = set(names)
-        for path in folder.iterdir():
-            if path.name not in kept and OURS.fullmatch(path.name):
-                path.unlink()
+
+def _keep(folder: Path, ours: re.Pattern[str], names: Iterable[str]) -> None:
+    """Remove from a folder what is ours and not named."""
+    kept = set(names)
+    for path in folder.iterdir():
+        if path.name not in kept and ours.fullmatch(path.name):
+            path.unlink()
 
 
 def _check_digest(path: Path) -> None:

@@ -38,6 +38,11 @@ JOIN = Join(
 """What a client says when it comes."""
 
 
+def nonce_of(name: str) -> str:
+    """A join nonce of a client's."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
 def announcement(weights: Mapping[str, int] | None = None, **changes: Any) -> Announcement:
     """An announcement of round 1, attempt 1; ``changes`` are its fields."""
     weights = {"alice": 30, "bob": 10} if weights is None else weights
@@ -54,8 +59,7 @@ def announcement(weights: Mapping[str, int] | None = None, **changes: Any) -> An
         "values": 3,
         "deadline_s": 60.0,
         "participants": tuple(
-            Participant(name=name, num_examples=count, join_nonce=hashlib.sha256(name.encode()).hexdigest()[:32])
-            for name, count in weights.items()
+            Participant(name=name, num_examples=count, join_nonce=nonce_of(name)) for name, count in weights.items()
         ),
     }
     return Announcement(**{**fields, **changes})

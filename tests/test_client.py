@@ -21,7 +21,8 @@ from hefl.codec import Exchange
 from hefl.ending import say_how_it_ended
 from hefl.engine import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
-from hefl.history import Announcement, Participant, Record
+from hefl.files import private_folder
+from hefl.history import Announcement, Participant, Record, genesis
 from hefl.keys import authority, party
 from hefl.learner import GlobalModel, Learner
 from hefl.patience import Patience, Progress
@@ -181,56 +182,112 @@ def test_what_is_kept_of_a_run_goes_when_another_begins(client: Client) -> None:
     assert not kept.exists()
 
 
-@pytest.mark.parametrize("useless", [1, 2])
-def test_a_client_that_was_started_again_after_useless_rounds_has_the_model_of_the_others(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, useless: int
-) -> None:
-    """Otherwise it could not train, and with two clients the run would never go on."""
-    client._follower.begin(RUN)
-    fed, engine = tmp_path / "fed", client._learner.engine
-    public = party.read_server_folder(fed / "server").public
-    secret = party.read_client_folder(fed / "clients/bob").secret
-    bob = Learner("bob", Drift(), secret, engine)
-    head = client._follower.chain.head
-    trainings: list[Exchange] = ["training"] * (1 + useless)
-    for number, exchange in enumerate(["initial", *trainings]):
-        names = ("alice", "bob") if number else ("alice",)
-        participants = tuple(Participant(name=n, num_examples=10, join_nonce="00" * 16) for n in names)
+class Course:
+    """A run of bob and carol, round by round, whose sums alice may take or miss; all have the same patience."""
+
+    def __init__(self, folder: Path, head: str) -> None:
+        fed = folder / "fed"
+        self.folder, self.engine, self.head, self.number = folder, load_engine("packed"), head, 0
+        self.public = party.read_server_folder(fed / "server").public
+        self.secret = party.read_client_folder(fed / "clients/bob").secret
+        self.learners = {name: self.learner(name) for name in ("bob", "carol")}
+
+    def learner(self, name: str) -> Learner:
+        return Learner(name, Drift(), self.secret, self.engine, patience=9)
+
+    def client(self) -> Client:
+        """Alice, as she starts, with what an earlier start has left."""
+        keys = party.read_client_folder(self.folder / "fed/clients/alice")
+        return Client(keys, self.learner("alice"), ClientState(private_folder(self.folder / "alice")))
+
+    def play(self, exchange: Exchange, monkeypatch: pytest.MonkeyPatch, *, useless: bool = False) -> Record:
+        """One round; its sum can be used, or not."""
+        names = ("bob", "carol") if self.number else ("bob",)
         asked = announcement(
             engine="packed",
             run=RUN,
-            head=head,
-            round=number,
+            head=self.head,
+            round=self.number,
             exchange=exchange,
-            values=bob.values(exchange),
-            participants=participants,
+            values=self.learners["bob"].values(exchange),
+            participants=tuple(Participant(name=n, num_examples=10, join_nonce="00" * 16) for n in names),
         )
-        summation = Summation(public, engine, asked)
-        for name, learner in (("alice", client._learner), ("bob", bob)):
-            if name in names:
-                with monkeypatch.context() as patch:
-                    if number >= 2 and name == "bob":  # noise that no honest client adds
-                        patch.setattr(packed, "draw_noise", lambda streams, block, n: np.full(n, 99, np.int32))
-                    with (tmp_path / name).open("wb") as file:
-                        learner.write_update(file, asked)
-                summation.add(summation.open(tmp_path / name, name), name)
-        whole = tmp_path / "sum"
-        with whole.open("wb") as file:
+        summation, path = Summation(self.public, self.engine, asked), self.folder / "update"
+        for name in names:
+            with monkeypatch.context() as patch:
+                if useless and name == "bob":  # noise that no honest client adds
+                    patch.setattr(packed, "draw_noise", lambda streams, block, n: np.full(n, 99, np.int32))
+                with path.open("wb") as file:
+                    self.learners[name].write_update(file, asked)
+            summation.add(summation.open(path, name), name)
+        with (self.folder / "sum").open("wb") as file:
             made = summation.finish(file)
-        head = made.head
-        client._state.aggregate.write_bytes(whole.read_bytes())
-        client._accept(made)
-        bob.accept(whole, made)
-    assert client._learner.model
-    assert client._learner.model.round == 1 + useless
-    learner = Learner("alice", Drift(), client._folder.secret, engine)
-    again = Client(client._folder, learner, ClientState(tmp_path))
-    again._state.aggregate.write_bytes(whole.read_bytes())
-    again._accept(made)
-    assert learner.model
-    assert learner.model.round == 1 + useless
-    for a, b in zip(learner.model.arrays, client._learner.model.arrays, strict=True):
-        assert (a == b).all()
+        for learner in self.learners.values():
+            learner.accept(self.folder / "sum", made)
+        self.head, self.number = made.head, self.number + 1
+        return made
+
+    def take(self, client: Client, record: Record) -> None:
+        """Let alice have the last sum."""
+        client._state.aggregate.write_bytes((self.folder / "sum").read_bytes())
+        client._accept(record)
+
+    def is_same(self, learner: Learner) -> bool:
+        """Whether she has the others' model and thinks the same of it."""
+        bob = self.learners["bob"]
+        assert bob.model
+        assert learner.model
+        same = all((a == b).all() for a, b in zip(learner.model.arrays, bob.model.arrays, strict=True))
+        return same and (learner.model.round, learner.progress) == (bob.model.round, bob.progress)
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Course:
+    authority.create(tmp_path / "fed", ["alice", "bob", "carol"])
+    identity = party.read_client_folder(tmp_path / "fed/clients/alice").secret.identity
+    course = Course(tmp_path, genesis(identity, RUN))
+    course.client()._follower.begin(RUN)
+    return course
+
+
+@pytest.mark.parametrize("useless", [0, 1, 2])
+def test_a_client_that_was_started_again_after_useless_rounds_has_what_the_others_have(
+    course: Course, monkeypatch: pytest.MonkeyPatch, useless: int
+) -> None:
+    """Otherwise it could not train, and with two clients the run would never go on."""
+    alice = course.client()
+    course.take(alice, course.play("initial", monkeypatch))
+    course.take(alice, course.play("training", monkeypatch))
+    course.take(alice, last := course.play("training", monkeypatch))
+    for _ in range(useless):
+        course.take(alice, last := course.play("training", monkeypatch, useless=True))
+    assert course.is_same(alice._learner)
+    again = course.client()  # its last record is shown to it once more
+    course.take(again, last)
+    assert course.is_same(again._learner)
+    course.take(course.client(), last := course.play("training", monkeypatch, useless=True))  # or one that came since
+    course.take(later := course.client(), last)
+    assert course.is_same(later._learner)
+
+
+def test_a_client_that_missed_a_model_does_not_take_an_older_one_for_it(
+    course: Course, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = course.client()
+    course.take(alice, course.play("initial", monkeypatch))
+    course.play("training", monkeypatch)
+    for exchange in ("training", "closing"):
+        last = course.play(exchange, monkeypatch, useless=exchange == "training")
+        course.take(alice, last)
+        assert alice._learner.apart
+        assert alice._learner.model
+        assert alice._learner.model.round == 0
+        again = course.client()
+        course.take(again, last)
+        assert again._learner.model is None
+    course.take(alice, course.play("training", monkeypatch))
+    assert not alice._learner.apart
+    assert course.is_same(alice._learner)
 
 
 @pytest.mark.parametrize("phase", ["gathering", None])

@@ -162,6 +162,12 @@ def test_a_client_back_without_its_state_before_it_committed_means_a_new_attempt
     assert (run.awaited, decide(run, clock())) == ((), Close())
 
 
+def test_a_client_back_without_its_state_costs_nobody_the_last_metrics() -> None:
+    run = collecting(["alice", "carol"], next_round=3, rounds=2)
+    run = advance(run, Joined("bob", 20, "ff" * 16))
+    assert (run.exchange, decide(run, clock())) == ("closing", Close())
+
+
 def test_a_client_back_without_its_state_after_it_committed_changes_nothing() -> None:
     run = advance(collecting(["alice"]), Joined("alice", 20, "ff" * 16))
     assert decide(run, clock()) is None
@@ -192,9 +198,9 @@ def test_nothing_is_decided_while_the_aggregate_is_made() -> None:
 # --- decisions: when clients have had enough --------------------------------------------------------------------------
 
 
-def having_enough(*names: str, committed: Iterable[str] = ()) -> Run:
-    run = collecting(committed, next_round=2, rounds=5)
-    for name in names:
+def having_enough(*enough: str, committed: Iterable[str] = (), names: Iterable[str] = KNOWN) -> Run:
+    run = collecting(committed, next_round=2, rounds=5, names=names)
+    for name in enough:
         run = advance(run, Enough(name))
     return run
 
@@ -226,6 +232,22 @@ def test_one_client_alone_stops_no_run() -> None:
     assert isinstance(decide(run, clock(phase_s=30.0)), Abandon)
     assert isinstance(decide(having_enough("alice", committed=["bob"]), clock(phase_s=30.0)), Abandon)
     assert decide(having_enough("alice", "bob"), clock(phase_s=30.0)) == Stop()
+
+
+def test_where_some_had_enough_and_others_not_the_next_attempt_waits_for_the_deadline() -> None:
+    """It would be answered no better, and at once: clients would encrypt the same again as fast as they can."""
+    run = having_enough("alice", committed=["bob"], names=("alice", "bob"))
+    assert (run.awaited, decide(run, clock(phase_s=29.9))) == ((), None)
+    decision = decide(run, clock(phase_s=30.0))
+    assert isinstance(decision, Abandon)
+    why = "alice had enough, and the others not: the deadline passed with 1 of at least 2 updates in"
+    assert decision.reason == why
+    # Where it is so again it would be for ever.
+    run = advance(run, Abandoned(decision.culprits))
+    run = advance(run, Announced(announced(run, ("alice", "bob"))))
+    run = advance(advance(run, Enough("alice")), Committed("bob", digest("bob"), 10))
+    assert decide(run, clock(phase_s=29.9)) is None
+    assert decide(run, clock(phase_s=30.0)) == Stop()
 
 
 def test_who_had_enough_is_not_lost_when_it_comes_back_without_its_state() -> None:

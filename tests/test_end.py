@@ -41,14 +41,14 @@ def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(key
         assert "the model is not confirmed by bob" in alice.error
         again = keys.client("bob", tmp_path / "bob", *flags["bob"])
         assert [again.wait(), server.wait()] == [0, 0], again.error
-        assert "hefl: nobody knows whether carol has the result" in server.err
+        assert "hefl: not known to have the result: carol" in server.err
         assert server.events[-1] == {"event": "ended", "rounds": 2, "lacking": ["carol"]}
-        assert status(keys, tmp_path / "server")[1:] == ["nobody knows whether carol has the result"]
+        assert status(keys, tmp_path / "server")[1:] == ["not known to have the result: carol"]
 
         over = keys.start_server(tmp_path / "server", port=0)
         assert over.wait() == 0
         assert "has ended already" in over.error
-        assert "nobody knows whether carol has the result" in over.error
+        assert "not known to have the result: carol" in over.error
         lingers = ("--linger", "60")
         killed = keys.start_server(tmp_path / "server", *lingers, port=0, module="dying", DIE="after Reopened 1")
         assert killed.wait() == -signal.SIGKILL
@@ -64,7 +64,7 @@ def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(key
 
 
 def test_an_end_without_the_last_metrics_is_no_silent_one(keys: Federation, tmp_path: Path) -> None:
-    flags = ("--rounds", "1", "--join-wait", "0", "--round-timeout", "8")
+    flags = ("--rounds", "1", "--join-wait", "0", "--round-timeout", "12")
     with keys:
         server = keys.serve(tmp_path / "server", *flags)
         alice = keys.client("alice", tmp_path / "alice")
@@ -104,5 +104,5 @@ def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: F
         on = keys.serve(tmp_path / "server", "--join-wait", "0")  # four are the run's own by now
         clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
         assert [c.wait() for c in (*clients, on)] == [0, 0, 0]
-        assert status(keys, tmp_path / "server")[0].endswith("of 5 rounds: ended after round 5")
+        assert status(keys, tmp_path / "server")[0].endswith("of 4 trainings, the last in round 5: ended after round 5")
         assert "the run goes on from" not in on.error

@@ -16,10 +16,10 @@ from federation import Federation
 from helpers import redigested
 
 from hefl import protocol
-from hefl.clientstate import read_model
 from hefl.compact import decode_records
 from hefl.errors import MismatchError, StateError, TamperError
 from hefl.history import Record, genesis
+from hefl.keptmodel import read_model
 from hefl.keys import authority, party
 
 
@@ -385,4 +385,4 @@ def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federa
         carol.child.terminate()
         assert [c.wait() for c in (*others, server)] == [0, 0, 0]
         last = status()
-    assert (last["state"], last["round"], last["awaited"], last["deadline_s"]) == ("ended", 2, [], None)
+    assert (last["state"], last["round"], last["awaited"], last["deadline_s"]) == ("ended", 2, ["carol"], None)

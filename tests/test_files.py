@@ -66,7 +66,7 @@ def test_replacing_changes_nothing_when_the_block_fails(tmp_path: Path) -> None:
 
 
 def test_replacing_gets_over_what_a_killed_process_left(tmp_path: Path) -> None:
-    (tmp_path / "model.part").write_bytes(b"half")
+    (tmp_path / ".model.part").write_bytes(b"half")
     with replacing(tmp_path / "model") as file:
         file.write(b"new")
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]

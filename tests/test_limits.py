@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from hefl.allowance import Allowance
 from hefl.errors import StaleError, TooManyError
-from hefl.limits import Allowance, Turns
+from hefl.limits import Turns
 from hefl.news import Refusals
 from hefl.params import LINES_AT_ONCE, TURNS_AT_ONCE
 
 
 def test_each_party_has_its_own_allowance_which_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("hefl.limits.time.monotonic", lambda: now)
+    monkeypatch.setattr("hefl.allowance.time.monotonic", lambda: now)
     allowance = Allowance(3, 0.5)
     assert [allowance.take("alice") for _ in range(5)] == [True, True, True, False, False]
     assert allowance.take("bob")
@@ -35,16 +36,16 @@ def test_a_flood_of_refusals_does_not_fill_the_log_and_every_one_is_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("hefl.limits.time.monotonic", lambda: now)
+    monkeypatch.setattr("hefl.allowance.time.monotonic", lambda: now)
     events: list[object] = []
     refusals, many = Refusals(events.append), int(LINES_AT_ONCE)
     for _ in range(many + 25):
-        refusals.tell("PUT /v1/run", "alice", StaleError("no such round"), 410)
+        refusals.tell("PUT", "/v1/run", "alice", StaleError("no such round"), 410)
     assert len(caplog.messages) == many
     assert caplog.messages[0] == "refused PUT /v1/run of alice: no such round"
-    refusals.tell("GET /", None, StaleError("who are you"), 403)
+    refusals.tell("GET", "/", None, StaleError("who are you"), 403)
     assert caplog.messages[-1] == "refused GET / of an unknown client: who are you"
     now += 5
-    refusals.tell("PUT /v1/run", "alice", StaleError("no such round"), 410)
+    refusals.tell("PUT", "/v1/run", "alice", StaleError("no such round"), 410)
     assert caplog.messages[-1] == "refused PUT /v1/run of alice: no such round (and 25 more before that)"
     assert len(events) == many + 27

@@ -106,7 +106,7 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         5,
         "https://127.0.0.1:{free} did not answer for 0 s: connection refused",
         "is the server running, and is its address right? See --server and --connect-timeout; "
-        "a run that is over is served again with 'hefl serve --linger'",
+        "for a run that is over see 'hefl serve --linger' and 'hefl export'",
     ),
     (
         "serve fed/server --port {taken}",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from helpers import HEAD, RUN, announcement, record
+from helpers import HEAD, RUN, announcement, nonce_of, record
 
 from hefl.decisions import Clock
 from hefl.page.watch import KEPT_ROUNDS, Watch, awaited, deadline_s, describe, standing
@@ -108,7 +108,7 @@ def test_every_client_stands_somewhere(state: dict[str, Any], silent: set[str], 
     watch = Watch(run())
     watch.see({"event": "joined", "client": "carol"})
     watch.see({"event": "left", "client": "carol"})
-    now = run(sessions={"bob": Session(1, "00"), "dave": Session(1, "00")}, **state)
+    now = run(sessions={"bob": Session(1, nonce_of("bob")), "dave": Session(1, nonce_of("dave"))}, **state)
     assert list(standing(now, clock(silent), watch).values()) == expected
     assert set(awaited(now, clock(silent))) == {n for n, s in zip(now.known, expected, strict=True) if s == "awaited"}
     assert describe(now, clock(silent), watch)["phase"] == now.phase.value

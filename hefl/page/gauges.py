@@ -45,7 +45,10 @@ class Gauges:
         for phase in Phase:
             phases.labels(phase.value).set_function(partial(_is_in, phase, look))
         gauges: dict[str, tuple[str, Callable[[Run, Clock], float]]] = {
-            "hefl_round": ("Round that is open or comes next.", lambda run, clock: run.next_round),
+            "hefl_round": (
+                "Round that is open or comes next; at the end the last model's.",
+                lambda run, clock: run.shown_round,
+            ),
             "hefl_rounds": ("Round of the last training.", lambda run, clock: run.last_training),
             "hefl_clients_known": ("Clients that may join.", lambda run, clock: len(run.known)),
             "hefl_clients_joined": ("Clients that are here.", lambda run, clock: len(run.sessions)),

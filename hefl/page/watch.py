@@ -173,7 +173,7 @@ def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
         "run": run.run,
         "phase": run.phase.value,
         "exchange": run.exchange,
-        "round": run.next_round,
+        "round": run.shown_round,
         "rounds": run.last_training,
         "done": run.model_round,
         "attempt": run.attempt,
