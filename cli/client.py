@@ -24,8 +24,8 @@ from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
     from hefl.callbacks import RoundReport
-    from hefl.client import OnTamper
     from hefl.engine import Weighting
+    from hefl.receiving import OnTamper
     from hefl.trainer import Trainer
 
 

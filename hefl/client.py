@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -38,12 +38,10 @@ from hefl.learner import Learner
 from hefl.params import MIN_CLIENTS
 from hefl.polling import Poller
 from hefl.protocol import Confirmation, Join, MetricsReport, View, Welcome
-from hefl.updates import max_aggregate_bytes
+from hefl.receiving import OnTamper, Receiver
 from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
-
-OnTamper = Literal["stop", "skip"]
 
 OVER = ("draining", "ended")
 """Phases of a run that has no more rounds."""
@@ -110,14 +108,15 @@ class Client:
         self._state = state
         self._follower = Follower(folder, state, self._connection)
         self._min_participants = max(min_participants, MIN_CLIENTS)
-        self._on_tamper = on_tamper
+        self._receiver = Receiver(
+            folder, learner, state, self._connection, self._follower, self._min_participants, on_tamper
+        )
         self._report_metrics = report_metrics
         self._on_end, self._on_round = on_end, on_round
         self.confirmed: tuple[str, ...] = ()
         self.unconfirmed: tuple[str, ...] = ()
         self._welcome: Welcome | None = None
         self._rounds = 0
-        self._kept: int | None = None  # the round whose aggregate made this client's model
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
         self._bytes_up = 0
@@ -250,7 +249,8 @@ class Client:
         if view.phase not in OVER:
             return False
         self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
-        self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
+        heard = {} if without else view.confirmations
+        self.confirmed = tuple(n for n in expected if heard.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
         say_who_confirmed(self.confirmed, self.unconfirmed)
         return True
@@ -327,16 +327,10 @@ class Client:
         for record in view.records:
             if record.announcement.round <= self._taken:
                 continue
-            path = self._state.aggregate
-            limit = max_aggregate_bytes(self._learner.engine, record.announcement)
             try:
-                with self._learner.timings.phase("download"):
-                    size = await self._connection.download(
-                        f"/v1/rounds/{record.announcement.round}/aggregate", path, limit
-                    )
+                metrics, size = await self._receiver.take(record)
             except StaleError:
                 return  # the server has gone on, and the next view says where
-            metrics = await work_in_thread(self._accept, record)
             self._taken = record.announcement.round
             await self._report(record, metrics, size)
             await self._tell_metrics(record.announcement.round - 1, metrics)
@@ -351,40 +345,6 @@ class Client:
             await self._connection.call("POST", "/v1/metrics", msgspec.json.encode(report))
         except ProtocolError as error:
             log.warning("the server did not take the metrics of model %d: %s", model, error)
-
-    def _accept(self, record: Record) -> Metrics:
-        """Take the aggregate that has come, and keep it where it makes a new model."""
-        learner, path = self._learner, self._state.aggregate
-        if learner.model is None:
-            self._restore(record)
-        before, progress = learner.model and learner.model.arrays, learner.progress
-        try:
-            metrics = learner.accept(path, record, self._min_participants)
-        except ProtocolError as error:
-            if self._on_tamper == "stop":
-                raise
-            log.error("round %d did not pass the check %r", record.announcement.round, error.check)
-            metrics = learner.skip(record.announcement, error)
-        if learner.model and learner.model.arrays is not before:
-            self._state.keep(record, learner.layout, self._folder.secret)
-            self._kept = record.announcement.round
-        elif self._kept is not None and not learner.apart:
-            self._state.stand(self._kept, record, progress, learner.progress)
-        path.unlink(missing_ok=True)
-        return metrics
-
-    def _restore(self, record: Record) -> None:
-        """After a start: take the model that a record's round started from, where it is kept.
-
-        Where the round is useless, the others go on from that one; where not, it may turn out to be the best.
-        """
-        if kept := self._state.kept_before(record):
-            try:
-                self._learner.restore(kept.path, kept.record, record.announcement.round - 1, kept.progress)
-            except ProtocolError as error:
-                why = f"{kept.path} is damaged: {error}"
-                raise StateError(why, hint="remove it, and start again") from error
-            self._kept = kept.record.announcement.round
 
     async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
         if self._welcome is None:

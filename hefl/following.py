@@ -89,6 +89,23 @@ class Follower:
             )
         return records
 
+    async def before(self, record: Record, count: int) -> tuple[Record, ...]:
+        """At most so many records before one that is part of the chain, the last one first.
+
+        Raises:
+            TamperError: They are not those that the chain was made of.
+        """
+        number, head, found = record.announcement.round, record.announcement.head, []
+        first = max(number - count, 0)
+        query = f"?after={first - 1}" if first else ""
+        shown = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
+        for older in reversed(shown[: number - first]):
+            if older.head != head:
+                raise TamperError("the server shows other records than before", check="history")
+            found.append(older)
+            head = older.announcement.head
+        return tuple(found)
+
     def _check_place(self, record: Record, *, closing: bool) -> None:
         """Refuse a record that is genuine, and of another kind than it is shown as."""
         exchange = record.announcement.exchange

@@ -13,8 +13,9 @@ from hefl.engine import load_engine
 from hefl.errors import MismatchError, StateError
 from hefl.history import Record
 from hefl.layout import Arrays, Layout, unseal
-from hefl.learner import GlobalModel, make_codec
+from hefl.learner import GlobalModel
 from hefl.updates import read_aggregate
+from hefl.weighting import make_codec
 
 log = logging.getLogger("hefl")
 

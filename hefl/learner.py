@@ -15,19 +15,19 @@ from threadpoolctl import threadpool_limits
 from hefl import wire
 from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
-from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
+from hefl.codec import Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
-from hefl.files import replacing
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import read_model, write_model
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
 from hefl.timings import Timings
+from hefl.tracing import Trace
 from hefl.trainer import GuardedTrainer, Trainer
 from hefl.updates import read_aggregate, write_update
-from hefl.weighting import ClientWeightedCodec
+from hefl.weighting import make_codec
 
 log = logging.getLogger("hefl")
 
@@ -100,7 +100,6 @@ class Learner:
         self.timings = Timings()
         self._secret = secret
         self.engine = engine
-        self._trace = trace
         self._own_weights = engine.terms.weighting == "client"
         self._max_num_examples = 1 << CLIENT_WEIGHT_BITS if self._own_weights else engine.max_num_examples
         self._trainer = GuardedTrainer(trainer, name, seed, num_examples, self._max_num_examples)
@@ -117,6 +116,7 @@ class Learner:
         self.layout = msgspec.structs.replace(self.layout, metrics=(*self.layout.metrics, *self._hidden))
         self.progress = Progress()
         self._codec = make_codec(engine, self.layout, lambda: self.num_examples)
+        self._trace = Trace(trace, name, self.layout, engine) if trace else None
         self.model: GlobalModel | None = None
         self.apart = False
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
@@ -202,7 +202,8 @@ class Learner:
         arrays, metrics = self._train(self.model)
         with self.timings.phase("quantise"):
             vector = self._codec.encode_model(arrays, metrics, self.model.scales)
-        self._trace_sent(arrays, vector, announcement)
+        if self._trace:
+            self._trace.sent(arrays, vector, announcement)
         return vector
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
@@ -257,19 +258,27 @@ class Learner:
             self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
 
-    def restore(self, source: wire.Source, record: Record, round_num: int, progress: Progress | None) -> None:
-        """Take a model that was kept.
+    def restore(
+        self,
+        source: wire.Source,
+        record: Record,
+        round_num: int,
+        progress: Progress | None,
+        least: int = MIN_CLIENTS,
+    ) -> None:
+        """Take an older record's model, which still stands.
 
         Args:
             source: The aggregate's frame.
             record: What it must be.
             round_num: A round that the model is still that of.
             progress: How the loss had gone by then; None takes it from the aggregate.
+            least: Updates that must be in it.
 
         Raises:
             ProtocolError, MismatchError: As accept.
         """
-        total = read_aggregate(source, self._secret, self.engine, record.announcement, record)
+        total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
         model, metrics = self._decode(total, record.announcement)
         self.model = replace(model, round=round_num)
         if progress or metrics:  # initial arrays come without
@@ -342,15 +351,17 @@ class Learner:
         """The model is that of one more round, which made none."""
         if self.model and self._starts_from_here(announcement):
             self.model = replace(self.model, round=announcement.round)
-        else:
+        elif self.model:
             self.apart = True
 
     def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
         if announcement.exchange == "initial":
             return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
-        before = self.model.scales if self.model and self.model.round == announcement.round - 1 else None
+        is_ours = self.model and not self.apart and self._starts_from_here(announcement)
+        before = self.model.scales if self.model and is_ours else None
         arrays, metrics, scales = self._codec.decode_model(total, before)
-        self._trace_received(total, before, announcement)
+        if self._trace:
+            self._trace.received(total, before, announcement)
         return GlobalModel(announcement.round, arrays, scales), metrics
 
     def report(self, record: Record, rounds: int, metrics: Metrics, bytes_up: int, bytes_down: int) -> RoundReport:
@@ -374,28 +385,3 @@ class Learner:
         if self.model is None:
             raise StaleError("there is no global model to save yet")
         write(path, self.layout, self.model.arrays)
-
-    def _trace_sent(self, arrays: Arrays, vector: Vector, announcement: Announcement) -> None:
-        """Keep a trained model as it was, and as it is encrypted."""
-        if self._trace:
-            weight = announcement.as_attempt().weights[self.name]
-            with replacing(self._trace / f"sent-{announcement.round}.npz") as file:
-                np.savez(file, model=self.layout.flatten(arrays), vector=vector, num_examples=weight)
-
-    def _trace_received(self, total: Sum, scales: Scales | None, announcement: Announcement) -> None:
-        """Keep a global model before its numbers are rounded to the layout's types, and the sum that it was made of."""
-        if self._trace:
-            wide = self.layout.widened()
-            model = wide.flatten(
-                make_codec(self.engine, wide, lambda: self.num_examples).decode_model(total, scales)[0]
-            )
-            with replacing(self._trace / f"received-{announcement.round}.npz") as file:
-                np.savez(file, model=model, vector=total.vector, total_weight=total.total_weight)
-
-
-def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
-    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
-    codec = engine.codec(layout)
-    if engine.terms.weighting == "server":
-        return codec
-    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

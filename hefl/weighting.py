@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
+from hefl.engine import Engine
 from hefl.errors import UploadError
-from hefl.layout import Arrays
+from hefl.layout import Arrays, Layout
 from hefl.params import CLIENT_WEIGHT_BITS
 from hefl.quantise import largest_magnitude
 
@@ -81,3 +82,11 @@ class ClientWeightedCodec:
                 f"a participant's upload is out of range (a value beyond the weight {weight}); the sum cannot be used"
             )
         return Sum(total.vector[:-1], weight)
+
+
+def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
+    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
+    codec = engine.codec(layout)
+    if engine.terms.weighting == "server":
+        return codec
+    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

@@ -13,6 +13,7 @@ from typing import Any
 
 from hefl.cli.main import main
 from hefl.client import Client
+from hefl.receiving import Receiver
 
 STEP, ROUND = os.environ["DIE"].split()
 
@@ -48,7 +49,7 @@ def after_sending(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def after_accepting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def accept(self: Client, record: Any) -> Any:
+    def accept(self: Receiver, record: Any) -> Any:
         metrics = original(self, record)
         die(record.announcement.round)
         return metrics
@@ -56,14 +57,14 @@ def after_accepting(original: Callable[..., Any]) -> Callable[..., Any]:
     return accept
 
 
-PATCHES: dict[str, tuple[str, Callable[..., Any]]] = {
-    "join": ("_join", after_join),
-    "encrypted": ("_write_update", after_encrypting),
-    "sent": ("_upload", after_sending),
-    "accepted": ("_accept", after_accepting),
+PATCHES: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "join": (Client, "_join", after_join),
+    "encrypted": (Client, "_write_update", after_encrypting),
+    "sent": (Client, "_upload", after_sending),
+    "accepted": (Receiver, "accept", after_accepting),
 }
 
 if __name__ == "__main__":
-    name, patch = PATCHES[STEP]
-    setattr(Client, name, patch(getattr(Client, name)))
+    cls, name, patch = PATCHES[STEP]
+    setattr(cls, name, patch(getattr(cls, name)))
     main()

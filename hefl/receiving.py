@@ -1,0 +1,145 @@
+"""How a client takes the sums that its server shows: fetches them, believes them or not, and keeps what they made."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from hefl.background import work_in_thread
+from hefl.clientstate import ClientState
+from hefl.codec import Metrics
+from hefl.connection import Connection
+from hefl.errors import ProtocolError, StaleError, StateError, UploadError
+from hefl.following import Follower
+from hefl.history import Record
+from hefl.keys.party import ClientFolder
+from hefl.learner import Learner
+from hefl.updates import max_aggregate_bytes
+
+log = logging.getLogger("hefl")
+
+OnTamper = Literal["stop", "skip"]
+
+GO_BACK = 16
+"""So many records before the last one a client without a model looks at; a server keeps few of their aggregates."""
+
+
+class Receiver:
+    """Takes records in order.
+
+    Args:
+        folder: The client's keys.
+        learner: Gets the models.
+        state: Keeps them.
+        connection, follower: To the server, and of its history.
+        least: So many updates must be in a sum.
+        on_tamper: What to do about a sum that does not pass its checks.
+    """
+
+    def __init__(
+        self,
+        folder: ClientFolder,
+        learner: Learner,
+        state: ClientState,
+        connection: Connection,
+        follower: Follower,
+        least: int,
+        on_tamper: OnTamper,
+    ) -> None:
+        self._folder = folder
+        self._learner = learner
+        self._state = state
+        self._connection = connection
+        self._follower = follower
+        self._least = least
+        self._on_tamper = on_tamper
+        self._kept: int | None = None  # the round whose aggregate made this client's model
+
+    async def take(self, record: Record) -> tuple[Metrics, int]:
+        """Fetch and accept a record's sum; returns the averaged metrics, and how many bytes came.
+
+        Raises:
+            StaleError: The server does not keep it any more.
+            ProtocolError, MismatchError: As Learner.accept, unless sums that fail are skipped.
+            StateError: What is kept is damaged, or cannot be stored.
+        """
+        with self._learner.timings.phase("download"):
+            size = await self._fetch(record)
+        metrics = await work_in_thread(self.accept, record)
+        if self._learner.model is None and not self._learner.apart:
+            await self._go_back(record)
+        return metrics, size
+
+    async def _fetch(self, record: Record) -> int:
+        limit = max_aggregate_bytes(self._learner.engine, record.announcement)
+        where = f"/v1/rounds/{record.announcement.round}/aggregate"
+        return await self._connection.download(where, self._state.aggregate, limit)
+
+    def accept(self, record: Record) -> Metrics:
+        """Take the sum that has come, and keep it where it makes a new model. Raises as ``take``."""
+        learner, path = self._learner, self._state.aggregate
+        if learner.model is None:
+            self._restore(record)
+        before, progress = learner.model and learner.model.arrays, learner.progress
+        try:
+            metrics = learner.accept(path, record, self._least)
+        except ProtocolError as error:
+            if self._on_tamper == "stop":
+                raise
+            log.error("round %d did not pass the check %r", record.announcement.round, error.check)
+            metrics = learner.skip(record.announcement, error)
+        if learner.model and learner.model.arrays is not before:
+            self._keep(record)
+        elif self._kept is not None and not learner.apart:
+            self._state.stand(self._kept, record, progress, learner.progress)
+        path.unlink(missing_ok=True)
+        return metrics
+
+    def _keep(self, record: Record) -> None:
+        self._state.keep(record, self._learner.layout, self._folder.secret)
+        self._kept = record.announcement.round
+
+    def _restore(self, record: Record) -> None:
+        """After a start: take the model that a record's round started from, where it is kept.
+
+        Where the round is useless, the others go on from that one; where not, it may turn out to be the best.
+        """
+        if kept := self._state.kept_before(record):
+            try:
+                self._learner.restore(kept.path, kept.record, record.announcement.round - 1, kept.progress)
+            except ProtocolError as error:
+                why = f"{kept.path} is damaged: {error}"
+                raise StateError(why, hint="remove it, and start again") from error
+            self._kept = kept.record.announcement.round
+
+    async def _go_back(self, record: Record) -> None:
+        """Where no record since this client came made a model: take the last one that did, which the others have."""
+        useless = [record]
+        for older in await self._follower.before(record, GO_BACK):
+            if older.announcement.exchange != "closing":
+                try:
+                    await self._fetch(older)
+                except StaleError:
+                    break
+                if await work_in_thread(self._take_older, older, useless):
+                    return
+            useless.append(older)
+        log.warning(
+            "there is no model for this client: the server keeps no aggregate that made one",
+            extra={"hint": "it gets the next one; or start it with the --state that it had before"},
+        )
+
+    def _take_older(self, older: Record, useless: list[Record]) -> bool:
+        """Take an older record's model, which none since has replaced; False where it made none either."""
+        learner, last = self._learner, useless[0]
+        try:
+            learner.restore(self._state.aggregate, older, last.announcement.round, None, self._least)
+        except UploadError:
+            return False
+        for record in reversed(useless):
+            before = learner.progress
+            if record.announcement.exchange == "training":
+                learner.progress = before.after(None)
+        self._keep(older)
+        self._state.stand(older.announcement.round, last, before, learner.progress)
+        return True

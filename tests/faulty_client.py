@@ -1,0 +1,49 @@
+"""``hefl client`` with one fault: ``python -m faulty_client client ...``, FAULT="KIND ROUND".
+
+KIND is ``noise`` (its update makes the round's sum useless) or ``disbelief`` (it gets bytes that are not the sum).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from hefl.ckks import packed
+from hefl.cli.main import main
+from hefl.errors import TamperError
+from hefl.learner import Learner
+
+KIND, ROUND = os.environ["FAULT"].split()
+
+
+def noisy(original: Callable[..., Any]) -> Callable[..., Any]:
+    def write_update(self: Learner, file: Any, announcement: Any) -> Any:
+        with ExitStack() as stack:
+            if announcement.round == int(ROUND):
+                wide = lambda streams, block, n: np.full(n, 99, np.int32)  # noqa: E731
+                stack.enter_context(patch.object(packed, "draw_noise", wide))
+            return original(self, file, announcement)
+
+    return write_update
+
+
+def disbelieving(original: Callable[..., Any]) -> Callable[..., Any]:
+    def accept(self: Learner, source: Any, record: Any, least: int) -> Any:
+        if record.announcement.round == int(ROUND):
+            raise TamperError("what came is not the sum", check="tag")
+        return original(self, source, record, least)
+
+    return accept
+
+
+if __name__ == "__main__":
+    if KIND == "noise":
+        Learner.write_update = noisy(Learner.write_update)  # type: ignore[method-assign]
+    else:
+        Learner.accept = disbelieving(Learner.accept)  # type: ignore[method-assign]
+    main()

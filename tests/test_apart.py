@@ -1,0 +1,75 @@
+"""Clients that do not have what the others have, as real processes: they say so, get it if they can, and all end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import Federation
+
+from hefl.params import SILENT_S
+
+SCRIPT = {"trainer": "trainers:Scripted", "LOSSES": "3,4,4,4,4,4,4,4,4"}
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
+
+
+def saved(path: Path) -> dict[str, bytes]:
+    archive = np.load(path, allow_pickle=False)
+    return {name: archive[name].tobytes() for name in archive.files}
+
+
+def test_a_client_that_skipped_a_sum_does_not_confirm_the_others_model(keys: Federation, tmp_path: Path) -> None:
+    """Its next update is of other ranges, so that no later sum brings them together again."""
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "3")
+        flags = ("--on-tamper", "skip", "--save", tmp_path / "alice.npz")
+        alice = keys.client("alice", tmp_path / "alice", *flags, module="faulty_client", FAULT="disbelief 2")
+        bob = keys.client("bob", tmp_path / "bob", "--save", tmp_path / "bob.npz")
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], alice.error
+    assert saved(tmp_path / "alice.npz") != saved(tmp_path / "bob.npz")
+    assert "hefl: this client's model is not the last one" in alice.err
+    assert "hefl: the model is not confirmed by alice" in bob.err
+    assert "the model is confirmed by" not in alice.error + bob.error
+
+
+def test_a_client_that_comes_after_a_useless_round_gets_the_model_of_before(keys: Federation, tmp_path: Path) -> None:
+    """Otherwise it could not train, and with two clients the run would never go on."""
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "4")
+        alice = keys.client("alice", tmp_path / "alice", "--save", tmp_path / "alice.npz", **SCRIPT)
+        bob = keys.client(
+            "bob", tmp_path / "bob", module="faulty_client", FAULT="noise 2", GATE=str(tmp_path), **SCRIPT
+        )
+        server.until("round 3, attempt 1")
+        bob.until("round 2 changes nothing")
+        bob.child.kill()
+        bob.wait()
+        time.sleep(SILENT_S)
+        fresh = keys.client("bob", tmp_path / "fresh", "--save", tmp_path / "bob.npz", **SCRIPT)
+        assert [c.wait() for c in (alice, fresh, server)] == [0, 0, 0], fresh.error
+    assert "round 2 changes nothing" in fresh.error
+    assert "was missed" not in fresh.error
+    assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz")
+    assert "hefl: the model is confirmed by bob" in alice.err
+
+
+def test_clients_that_disagree_on_whether_they_have_had_enough_come_to_an_end(keys: Federation, tmp_path: Path) -> None:
+    """Alice skipped a sum, and counts other rounds than bob."""
+    flags = ("--patience", "1")
+    script = {**SCRIPT, "LOSSES": "3,2.5,2,1.9,1.8,1.7"}
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "5", "--round-timeout", "4")
+        fault = {"module": "faulty_client", "FAULT": "disbelief 2"}
+        alice = keys.client("alice", tmp_path / "alice", "--on-tamper", "skip", *flags, **fault, **script)
+        bob = keys.client("bob", tmp_path / "bob", *flags, **script)
+        assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], server.error
+    attempts = [e["attempt"] for e in server.events if e["event"] == "announced" and e["exchange"] == "training"]
+    assert max(attempts) == 2
+    assert "round 3: alice had enough, and the others not: the deadline passed with 1 of at least 2" in server.error
+    assert "this client did not decide so" in bob.error
