@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,8 +99,11 @@ class Coordinator:
         async with self._changed:
             self._changed.notify_all()
 
-    async def resume(self) -> None:
+    async def resume(self, known: tuple[str, ...]) -> None:
         """Go on where the journal ends: with the files that it names, and no others.
+
+        Args:
+            known: Who may join now.
 
         Raises:
             StateError: A file that it names is missing or damaged.
@@ -119,7 +123,7 @@ class Coordinator:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)
-            if event := decisions.at_start(self.run, self._settings):
+            if event := decisions.at_start(replace(self.run, known=known), self._settings):
                 before = self.run
                 await self._apply(event)
                 if isinstance(event, rounds.Extended):

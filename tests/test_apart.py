@@ -38,6 +38,7 @@ def test_a_client_that_skipped_a_sum_does_not_confirm_the_others_model(keys: Fed
     assert "the model is confirmed by" not in alice.error + bob.error
 
 
+@pytest.mark.slow
 def test_a_client_that_comes_after_a_useless_round_gets_the_model_of_before(keys: Federation, tmp_path: Path) -> None:
     """Otherwise it could not train, and with two clients the run would never go on."""
     with keys:
@@ -59,6 +60,7 @@ def test_a_client_that_comes_after_a_useless_round_gets_the_model_of_before(keys
     assert "hefl: the model is confirmed by bob" in alice.err
 
 
+@pytest.mark.slow
 def test_clients_that_disagree_on_whether_they_have_had_enough_come_to_an_end(keys: Federation, tmp_path: Path) -> None:
     """Alice skipped a sum, and counts other rounds than bob."""
     flags = ("--patience", "1")

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from federation import Federation
 
+from hefl.keys import authority
+
 ALL = ("alice", "bob", "carol")
 
 
@@ -63,6 +65,7 @@ def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(key
     assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz") == saved(tmp_path / "carol.npz")
 
 
+@pytest.mark.slow
 def test_an_end_without_the_last_metrics_is_no_silent_one(keys: Federation, tmp_path: Path) -> None:
     flags = ("--rounds", "1", "--join-wait", "0", "--round-timeout", "12")
     with keys:
@@ -106,3 +109,16 @@ def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: F
         assert [c.wait() for c in (*clients, on)] == [0, 0, 0]
         assert status(keys, tmp_path / "server")[0].endswith("of 4 trainings, the last in round 5: ended after round 5")
         assert "the run goes on from" not in on.error
+
+
+@pytest.mark.slow
+def test_a_client_that_was_added_after_the_end_is_served_the_result(tmp_path: Path) -> None:
+    with Federation(tmp_path / "fed", "alice", "bob") as keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1")
+        clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+        authority.change(keys.folder, authority.Change(add=("dave",)))
+        lingering = keys.serve(tmp_path / "server", "--linger", "60")
+        late = keys.client("dave", tmp_path / "dave")
+        assert [late.wait(), lingering.wait()] == [0, 0], late.error
+        assert "the model is confirmed by alice, bob" in late.error

@@ -103,6 +103,7 @@ def test_a_new_an_empty_and_an_own_folder_are_taken(tmp_path: Path) -> None:
         assert state_folder(tmp_path / name, "mark", is_mark).stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_what_somebody_put_beside_a_clients_models_stays_and_is_in_nobodys_way(
     keys: Federation, states: Path, tmp_path: Path
 ) -> None:

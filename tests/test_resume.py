@@ -210,7 +210,7 @@ def test_a_restart_past_the_deadline_opens_a_new_attempt(keys: Federation, tmp_p
     assert opened[0] == (1, 2)
 
 
-@pytest.mark.parametrize("copied", ["after Joined 1", "after Published 1"])
+@pytest.mark.parametrize("copied", [pytest.param("after Joined 1", marks=pytest.mark.slow), "after Published 1"])
 def test_clients_that_go_on_notice_a_server_that_was_set_back_to_an_older_copy(
     keys: Federation, tmp_path: Path, port: int, copied: str
 ) -> None:
