@@ -156,9 +156,8 @@ class Server:
         self._listener = Listener(runner, self._limits, context, self._refuse)
         try:
             url = await self._listen(self._listener)
-            await self._coordinator.resume(
-                self._callers.known()
-            )  # a server that cannot listen must not have begun anything
+            # Only now: a server that cannot listen must not have begun anything.
+            await self._coordinator.resume(self._callers.known())
             self._listener.accept()
             self._emit({"event": "listening", "url": url})
             self._coordinator.remind()
