@@ -225,8 +225,7 @@ def _print_round(report: RoundReport) -> None:
     if report.round == 0:
         return
     numbers = ", ".join(f"{k} {v:.4f}" if v is not None else f"{k} missing" for k, v in report.metrics.items())
-    last = report.round - 1
-    click.echo(f"model {last} of {report.rounds}: {numbers}" if last else f"initial model: {numbers}")
+    click.echo(f"model {report.model} of {report.rounds}: {numbers}" if report.model else f"initial model: {numbers}")
 
 
 def _print_round_json(report: RoundReport) -> None:
@@ -235,7 +234,7 @@ def _print_round_json(report: RoundReport) -> None:
             "event": "round",
             "round": report.round,
             "rounds": report.rounds,
-            "metrics_of_model": report.round - 1,
+            "metrics_of_model": report.model,
             "metrics": report.metrics,
             "verified": report.verified,
             "bytes_up": report.bytes_up,

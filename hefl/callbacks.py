@@ -17,9 +17,10 @@ class RoundReport:
     Attributes:
         round: Its number, from 0. Round 0 hands out the initial model; the one after the last training is a closing
             exchange of metrics only.
-        rounds: How many trainings the run was to have.
-        metrics: By name, averaged over the clients' validation data: of the model that the round started from, which
-            is that of the round before. Empty in round 0; None where no client had a number.
+        rounds: How many trainings the run was to have; the number of the last one.
+        model: The round that made the model which this one started from: the one before, unless that made none.
+        metrics: By name, averaged over the clients' validation data: of that model. Empty in round 0; None where no
+            client had a number.
         verified: The aggregate proved that it is the announced sum.
         bytes_up, bytes_down: Sizes of this client's update and of the aggregate.
         seconds: What this client spent, by phase; see timings.PHASES.
@@ -27,6 +28,7 @@ class RoundReport:
 
     round: int
     rounds: int
+    model: int
     metrics: Metrics
     verified: bool
     bytes_up: int

@@ -13,7 +13,7 @@ import msgspec
 
 from hefl import protocol
 from hefl.background import work_in_thread
-from hefl.callbacks import OnRound, tell
+from hefl.callbacks import OnRound, RoundReport, tell
 from hefl.clientstate import ClientState
 from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
@@ -332,8 +332,8 @@ class Client:
             except StaleError:
                 return  # the server has gone on, and the next view says where
             self._taken = record.announcement.round
-            await self._report(record, metrics, size)
-            await self._tell_metrics(record.announcement.round - 1, metrics)
+            report = await self._report(record, metrics, size)
+            await self._tell_metrics(report.model, metrics)
 
     async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
         """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""
@@ -346,9 +346,10 @@ class Client:
         except ProtocolError as error:
             log.warning("the server did not take the metrics of model %d: %s", model, error)
 
-    async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> None:
+    async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> RoundReport:
         if self._welcome is None:
             raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
         report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
         await work_in_thread(tell, self._on_round, report)
+        return report

@@ -40,7 +40,7 @@ class BestModel:
     def write(self, model: GlobalModel, layout: Layout, loss: float) -> None:
         """Replace it by a better one. Raises StateError where it cannot be stored."""
         self.state.write_model(self.path, layout, model.arrays, loss)
-        log.info("%s holds model %d, the best so far", self.path, model.round)
+        log.info("%s holds model %d, the best so far", self.path, model.made_in)
 
 
 @dataclass(frozen=True, slots=True)

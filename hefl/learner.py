@@ -34,17 +34,28 @@ log = logging.getLogger("hefl")
 
 @dataclass(frozen=True, slots=True)
 class GlobalModel:
-    """The model that a round published.
+    """The model that stands after a round.
 
     Attributes:
         round: 0 for the initial one.
         arrays: In the layout's order.
         scales: At which the next round is encoded; empty where the engine needs none.
+        of: The round that made it, where it is an earlier one.
     """
 
     round: int
     arrays: Arrays
     scales: Scales = ()
+    of: int | None = None
+
+    @property
+    def made_in(self) -> int:
+        """The round that made it."""
+        return self.round if self.of is None else self.of
+
+    def standing(self, round_num: int) -> GlobalModel:
+        """The same model after a later round, which made none."""
+        return replace(self, round=round_num, of=self.made_in)
 
 
 class KeepsBest(Protocol):
@@ -119,6 +130,7 @@ class Learner:
         self._trace = Trace(trace, name, self.layout, engine) if trace else None
         self.model: GlobalModel | None = None
         self.apart = False
+        self._measured = -1  # the round that made the model which the last metrics are of
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
 
     def _check_initial(self, file: Path | None) -> None:
@@ -141,8 +153,7 @@ class Learner:
             announcement.exchange == "training"
             and self._patience is not None
             and self._patience.is_over(self.progress)
-            and self.model is not None
-            and self.model.round == announcement.round - 1
+            and self._starts_from_here(announcement)
         )
 
     @property
@@ -230,9 +241,8 @@ class Learner:
     def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
-        Where the model that the round started from turns out to be the best so far, it is saved.
-        The metrics are of the model that the round started from. Where a participant's upload made the sum useless,
-        the round is passed over, by every client alike.
+        The metrics are of the model that the round started from; where it is the best so far, it is saved. Where a
+        participant's upload made the sum useless, the round is passed over, by every client alike.
 
         Args:
             source: The aggregate's frame.
@@ -244,7 +254,9 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
-        before = None if self.apart or not self._starts_from_here(announcement) else self.model
+        at_start = self.model if self._starts_from_here(announcement) else None
+        self._measured = at_start.made_in if at_start else announcement.round - 1
+        before = None if self.apart else at_start
         try:
             with self.timings.phase("decrypt"):
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
@@ -280,7 +292,7 @@ class Learner:
         """
         total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
         model, metrics = self._decode(total, record.announcement)
-        self.model = replace(model, round=round_num)
+        self.model = model.standing(round_num)
         if progress or metrics:  # initial arrays come without
             self.progress = progress or self._progress_after(metrics)
 
@@ -350,7 +362,7 @@ class Learner:
     def _stand(self, announcement: Announcement) -> None:
         """The model is that of one more round, which made none."""
         if self.model and self._starts_from_here(announcement):
-            self.model = replace(self.model, round=announcement.round)
+            self.model = self.model.standing(announcement.round)
         elif self.model:
             self.apart = True
 
@@ -369,6 +381,7 @@ class Learner:
         return RoundReport(
             round=record.announcement.round,
             rounds=rounds,
+            model=self._measured,
             metrics=metrics,
             verified=self.engine.verifies,
             bytes_up=bytes_up,

@@ -107,6 +107,8 @@ def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: F
         on = keys.serve(tmp_path / "server", "--join-wait", "0")  # four are the run's own by now
         clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
         assert [c.wait() for c in (*clients, on)] == [0, 0, 0]
+        # Round 3 was the closing one: what came after it started from model 2.
+        assert [e["metrics_of_model"] for e in clients[0].events if e["event"] == "round"][-3:] == [2, 4, 5]
         assert status(keys, tmp_path / "server")[0].endswith("of 4 trainings, the last in round 5: ended after round 5")
         assert "the run goes on from" not in on.error
 
