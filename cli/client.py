@@ -146,7 +146,7 @@ def client(
     from hefl.client import Client
     from hefl.clientstate import FILE, ClientState, is_session
     from hefl.engine import load_engine
-    from hefl.errors import UsageError
+    from hefl.errors import StateError, UsageError
     from hefl.files import locked, private_folder, state_folder
     from hefl.keptmodel import BestModel
     from hefl.keys.party import read_client_folder
@@ -205,10 +205,12 @@ def client(
         if as_json:
             told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
             print_json({"event": "confirmed", **told})
-            if save:
-                print_json({"event": "saved", "path": str(save)})
+        if save and learner.model is None:
+            raise StateError(f"{save} was not written: this client has no model")
+        if save and as_json:
+            print_json({"event": "saved", "path": str(save)})
         if save_best and not save_best.exists():
-            log.warning("%s was not written: the best model came before this client did", save_best)
+            log.warning("%s was not written: no model that came here is known to be the best so far", save_best)
 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:

@@ -132,7 +132,7 @@ def describe(run: Run) -> str:
 
 def length(run: Run) -> str:
     """How long a run is to be, in words."""
-    if not run.closings:
+    if not run.closed_in:
         return f"{run.rounds} rounds"
     return f"{run.rounds} trainings, the last in round {run.last_training}"
 

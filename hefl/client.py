@@ -48,8 +48,6 @@ OVER = ("draining", "ended")
 FETCH_AGAIN_S = 1.0
 MAX_FETCHES = 30
 """So often a client asks for a last aggregate that the server does not give."""
-NO_HEAD = "00" * 32
-"""What a client confirms whose model is not the one that the run ended in."""
 
 
 class Client:
@@ -191,8 +189,10 @@ class Client:
             await self._take_records(view)
             if view.phase in OVER:
                 await self._take_last(view)
-                await work_in_thread(self._on_end)
-                if await self._confirm(view):
+                over = self._taken >= self._follower.chain.round
+                if over and self._learner.model:
+                    await work_in_thread(self._on_end)
+                if over and await self._confirm(view):
                     say_how_it_ended(view, self._learner, self._rounds)
                     return
                 version = -1  # the run goes on after all
@@ -230,9 +230,11 @@ class Client:
         secret, head, me = self._folder.secret, self._follower.chain.head, self._folder.name
         others = {m.name for record in view.records[-1:] for m in record.members if m.name != me}
         expected = {name: confirmation(secret, head, name) for name in sorted(others)}
-        waiting = False
-        without = self._learner.apart or self._learner.model is None
-        own = Confirmation(mac=confirmation(secret, NO_HEAD if without else head, me))
+        if self._learner.apart or self._learner.model is None:
+            self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
+            self.unconfirmed = tuple(expected)
+            return True  # it has nothing to confirm, nor to compare
+        waiting, own = False, Confirmation(mac=confirmation(secret, head, me))
         try:
             try:
                 await self._connection.call("POST", "/v1/fetched", msgspec.json.encode(own))
@@ -249,8 +251,7 @@ class Client:
         if view.phase not in OVER:
             return False
         self._state.follow(msgspec.structs.replace(self._follower.chain, ended=True))
-        heard = {} if without else view.confirmations
-        self.confirmed = tuple(n for n in expected if heard.get(n) == expected[n])
+        self.confirmed = tuple(n for n in expected if view.confirmations.get(n) == expected[n])
         self.unconfirmed = tuple(n for n in expected if n not in self.confirmed)
         say_who_confirmed(self.confirmed, self.unconfirmed)
         return True

@@ -238,6 +238,14 @@ class ClientState:
             return None
         return Kept(path.with_suffix(".agg"), kept, point.progress if point else None)
 
+    def path_of(self, record: Record) -> Path | None:
+        """Where a record's aggregate is kept; None where it is not. Raises StateError as kept_before."""
+        path = self._aggregates / f"{record.announcement.round:010}.json"
+        if not (path.is_file() and path.with_suffix(".agg").is_file()):
+            return None
+        with naming(path, "remove it"):
+            return path.with_suffix(".agg") if protocol.decode(read(path), Record) == record else None
+
     def _kept(self) -> list[Path]:
         return [path for path in self._aggregates.iterdir() if OURS.fullmatch(path.name)]
 

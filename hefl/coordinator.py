@@ -119,6 +119,8 @@ class Coordinator:
                 self._phase_since = time.monotonic() - elapsed_s
                 late = run.phase is Phase.COLLECTING and elapsed_s >= announcement.deadline_s
                 closing = announcement.exchange == "closing"  # which has no other attempt
+                if late and closing:
+                    self._phase_since = time.monotonic()
                 if late and not closing and set(announcement.names) - run.committed.keys() - run.enough:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:

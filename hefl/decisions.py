@@ -157,7 +157,7 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     if run.enough and not late:
         return None  # all decide alike, but for one that lies or skipped a sum: the others may still come
     if run.enough and run.attempt > run.called_off + 1 and len(run.committed) + len(run.enough) >= needed:
-        return Stop()  # it was so in the attempt before too, and would be for ever
+        return Stop()  # an attempt has failed before, and the next one would be answered no better
     why = "the deadline passed" if late else "clients left"
     if run.enough:
         why = f"{', '.join(sorted(run.enough))} had enough, and the others not: {why}"

@@ -23,9 +23,10 @@ def say_how_it_ended(view: View, learner: Learner, rounds: int) -> None:
         log.warning("the run ended before there was a model")
         return
     if learner.model is None:
-        log.warning("this client has no model: no round since it came made one; the others have that of before")
+        hint = "start it again while the server lingers, with the --state that it had; the others have the last model"
+        log.warning("this client has no model: no sum that it could get made one", extra={"hint": hint})
     elif learner.apart:
-        hint = "a round was missed, or skipped as --on-tamper says: see above; the others have the last model"
+        hint = "a sum was skipped, as --on-tamper says: see above; the others have the last model"
         log.warning("this client's model is not the last one", extra={"hint": hint})
     last = view.model.announcement.round
     if view.records[-1] is view.model:

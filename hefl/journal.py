@@ -8,13 +8,12 @@ or edited is refused instead of believed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from hefl.engine import Terms
 from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError, reason_of
 from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
+from hefl.links import first_link, next_link, run_link
 from hefl.params import ROUNDS
 from hefl.protocol import Join
 from hefl.rounds import Announced, Event, Published, Run, advance
@@ -120,7 +120,7 @@ class Journal:
             self.resumed = self._has_schema()
             if self.resumed and self._gives_way(identity, terms, rounds):
                 self._db.close()
-                for suffix in ("", "-wal", "-shm"):
+                for suffix in ("-wal", "-shm", ""):
                     (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
                 self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
             if not self.resumed:
@@ -144,7 +144,7 @@ class Journal:
         with self._lock:
             after, at = advance(self.now.run, event), time.time()
             seq, kind, body = self.now.seq + 1, type(event).__name__, msgspec.json.encode(event)
-            link = _next_link(self._link, seq, at, kind, body)
+            link = next_link(self._link, seq, at, kind, body)
             with self._transaction() as db:
                 db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?)", (seq, at, kind, body, link))
                 if isinstance(event, Published):
@@ -160,7 +160,7 @@ class Journal:
             with self._transaction() as db:
                 *settings, _ = _run_row(db)
                 row = (*settings, msgspec.json.encode(reference))
-                db.execute("UPDATE run SET reference = ?, link = ?", (row[-1], _run_link(row)))
+                db.execute("UPDATE run SET reference = ?, link = ?", (row[-1], run_link(row)))
             self.reference = reference
 
     def records(self, after: int, limit: int) -> list[Record]:
@@ -194,7 +194,7 @@ class Journal:
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
             row = (run.run, identity.federation, identity.generation, *terms, None)
-            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _run_link(row)))
+            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, run_link(row)))
             self._write_checkpoint(db, 0, run)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -246,7 +246,7 @@ class Journal:
 
     def _write_checkpoint(self, db: sqlite3.Connection, seq: int, run: Run) -> bytes:
         body = msgspec.json.encode(run)
-        link = _first_link(seq, body)
+        link = first_link(seq, body)
         db.execute("DELETE FROM checkpoint")
         db.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", (seq, body, link))
         return link
@@ -331,11 +331,11 @@ def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, Join | None]:
     if verdict != "ok":
         raise ValueError(verdict)
     seq, body, link = db.execute("SELECT seq, run, link FROM checkpoint").fetchone()
-    if link != _first_link(seq, body):
+    if link != first_link(seq, body):
         raise ValueError("its checkpoint is not the one that was written")
     moment = Moment(seq, _decode(body, Run), 0.0)
     for number, at, kind, text, stored in db.execute("SELECT seq, at, kind, body, link FROM event ORDER BY seq"):
-        link = _next_link(link, number, at, kind, text)
+        link = next_link(link, number, at, kind, text)
         if number != moment.seq + 1 or link != stored:
             raise ValueError(f"event {number} is not the one that was written")
         event = _decode(text, _EVENTS[kind])
@@ -368,21 +368,9 @@ def _moment(before: Moment, seq: int, run: Run, event: Event, at: float) -> Mome
 def _run_row(db: sqlite3.Connection) -> tuple[Any, ...]:
     """Run, federation, generation, engine, precision, weighting, and the reference, which may be None."""
     *row, link = db.execute("SELECT * FROM run").fetchone() or (None,)
-    if link != _run_link(row):
+    if link != run_link(row):
         raise ValueError("its settings are not those that were written")
     return tuple(row)
-
-
-def _run_link(row: Sequence[Any]) -> bytes:
-    return hashlib.sha256(b"hefl/v1/run" + msgspec.json.encode(row)).digest()
-
-
-def _first_link(seq: int, body: bytes) -> bytes:
-    return hashlib.sha256(b"hefl/v1/checkpoint" + msgspec.json.encode((seq, body))).digest()
-
-
-def _next_link(link: bytes, seq: int, at: float, kind: str, body: bytes) -> bytes:
-    return hashlib.sha256(b"hefl/v1/event" + msgspec.json.encode((link, seq, at, kind, body))).digest()
 
 
 def _decode(body: bytes, kind: type[T]) -> T:

@@ -106,6 +106,11 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at += tensor.size
         return arrays
 
+    def not_finite(self, arrays: Sequence[NDArray[Any]]) -> str | None:
+        """Name of the first tensor that holds NaN or infinity, or None."""
+        named = zip(self.tensors, arrays, strict=True)
+        return next((tensor.name for tensor, array in named if not np.isfinite(array).all()), None)
+
     def widened(self) -> Layout:
         """The same tensors, kinds and all, as float64: means before they are rounded to a tensor's own type."""
         return Layout(tuple(msgspec.structs.replace(t, dtype="float64") for t in self.tensors), self.metrics)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import msgspec
-import numpy as np
 from threadpoolctl import threadpool_limits
 
 from hefl import wire
@@ -90,7 +89,7 @@ class Learner:
         num_examples: The sample weight, as the last ``fit`` stated it.
         model: The last global model, None before round 0 is over.
         progress: How its averaged loss has gone, as far as this client has seen it, or all have told each other.
-        apart: The model is not that of the run's last record, which this client skipped, or whose forerunner it missed.
+        apart: The model is not that of the run's last record, which this client skipped.
     """
 
     def __init__(
@@ -120,7 +119,11 @@ class Learner:
         self._initial_file = initial
         if initial:
             self._initial = read_model(initial, self.layout)
-        self._check_initial(initial)
+        if bad := self.layout.not_finite(self._initial):
+            raise NotFiniteError(
+                f"the initial model holds NaN or infinity in tensor {bad!r}; nothing was sent",
+                hint=f"look at {initial or 'what get_parameters returns'}",
+            )
         self._save_best = save_best
         self._patience = Patience(patience) if patience else None
         self._hidden = self._patience.metrics if self._patience else ()
@@ -132,15 +135,6 @@ class Learner:
         self.apart = False
         self._measured = -1  # the round that made the model which the last metrics are of
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
-
-    def _check_initial(self, file: Path | None) -> None:
-        """Refuse at once what no round could start from. Raises NotFiniteError."""
-        for tensor, array in zip(self.layout.tensors, self._initial, strict=True):
-            if not np.isfinite(array).all():
-                raise NotFiniteError(
-                    f"the initial model holds NaN or infinity in tensor {tensor.name!r}; nothing was sent",
-                    hint=f"look at {file or 'what get_parameters returns'}",
-                )
 
     @property
     def announced_num_examples(self) -> int:
@@ -260,7 +254,7 @@ class Learner:
         try:
             with self.timings.phase("decrypt"):
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
-                metrics = self._accept(total, announcement)
+                metrics = self._accept(total, record)
         except UploadError as error:
             return self._pass_over(announcement, error)
         if self._initial_file:
@@ -291,10 +285,10 @@ class Learner:
             ProtocolError, MismatchError: As accept.
         """
         total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
-        model, metrics = self._decode(total, record.announcement)
+        model, metrics = self._decode(total, record)
         self.model = model.standing(round_num)
-        if progress or metrics:  # initial arrays come without
-            self.progress = progress or self._progress_after(metrics)
+        # Initial arrays come without metrics.
+        self.progress = progress or (self._progress_after(metrics) if metrics else Progress())
 
     def skip(self, announcement: Announcement, error: ProtocolError) -> Metrics:
         """Keep the model of before, where this client cannot believe a sum that the others may have taken.
@@ -350,12 +344,13 @@ class Learner:
             log.warning("--init %s is not used: the run starts from %s's model", file, record.members[0].name)
             log.warning("hint: give the same --init to every client; the first by name is asked first")
 
-    def _accept(self, total: Sum, announcement: Announcement) -> Metrics:
+    def _accept(self, total: Sum, record: Record) -> Metrics:
+        announcement = record.announcement
         if announcement.exchange == "closing":
             metrics = self._codec.decode_metrics(total)
             self._stand(announcement)  # a run that is extended goes on from there
             return metrics
-        self.model, metrics = self._decode(total, announcement)
+        self.model, metrics = self._decode(total, record)
         self.apart = False
         return metrics
 
@@ -363,14 +358,16 @@ class Learner:
         """The model is that of one more round, which made none."""
         if self.model and self._starts_from_here(announcement):
             self.model = self.model.standing(announcement.round)
-        elif self.model:
-            self.apart = True
+        else:
+            self.model = None  # it has missed one since
 
-    def _decode(self, total: Sum, announcement: Announcement) -> tuple[GlobalModel, Metrics]:
+    def _decode(self, total: Sum, record: Record) -> tuple[GlobalModel, Metrics]:
+        announcement = record.announcement
         if announcement.exchange == "initial":
             return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
-        is_ours = self.model and not self.apart and self._starts_from_here(announcement)
-        before = self.model.scales if self.model and is_ours else None
+        # One that is apart knows no scales, but those of its own update.
+        knows = not self.apart or any(member.name == self.name for member in record.members)
+        before = self.model.scales if self.model and knows and self._starts_from_here(announcement) else None
         arrays, metrics, scales = self._codec.decode_model(total, before)
         if self._trace:
             self._trace.received(total, before, announcement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Literal
 
 from hefl.background import work_in_thread
@@ -89,15 +90,12 @@ class Receiver:
             log.error("round %d did not pass the check %r", record.announcement.round, error.check)
             metrics = learner.skip(record.announcement, error)
         if learner.model and learner.model.arrays is not before:
-            self._keep(record)
-        elif self._kept is not None and not learner.apart:
+            self._state.keep(record, learner.layout, self._folder.secret)
+            self._kept = record.announcement.round
+        elif self._kept is not None and learner.model and not learner.apart:
             self._state.stand(self._kept, record, progress, learner.progress)
         path.unlink(missing_ok=True)
         return metrics
-
-    def _keep(self, record: Record) -> None:
-        self._state.keep(record, self._learner.layout, self._folder.secret)
-        self._kept = record.announcement.round
 
     def _restore(self, record: Record) -> None:
         """After a start: take the model that a record's round started from, where it is kept.
@@ -113,33 +111,46 @@ class Receiver:
             self._kept = kept.record.announcement.round
 
     async def _go_back(self, record: Record) -> None:
-        """Where no record since this client came made a model: take the last one that did, which the others have."""
+        """Where the last record made no model, and the one before is not here: take the last one, as the others have.
+
+        Raises:
+            ProtocolError, StateError: As ``take``.
+        """
         useless = [record]
         for older in await self._follower.before(record, GO_BACK):
             if older.announcement.exchange != "closing":
+                path = self._state.path_of(older)
                 try:
-                    await self._fetch(older)
+                    if path is None:
+                        await self._fetch(older)
+                    if await work_in_thread(self._take_older, path, older, useless):
+                        return
                 except StaleError:
-                    break
-                if await work_in_thread(self._take_older, older, useless):
+                    break  # it is not kept
+                except ProtocolError as error:
+                    if self._on_tamper == "stop":
+                        raise
+                    log.error("round %d did not pass the check %r", older.announcement.round, error.check)
+                    self._learner.apart = True
                     return
             useless.append(older)
-        log.warning(
-            "there is no model for this client: the server keeps no aggregate that made one",
-            extra={"hint": "it gets the next one; or start it with the --state that it had before"},
-        )
+        hint = "it gets the next one, where others can make that; or start it with the --state that it had before"
+        log.warning("this client has no model, and nobody keeps the sum of the last one", extra={"hint": hint})
 
-    def _take_older(self, older: Record, useless: list[Record]) -> bool:
+    def _take_older(self, path: Path | None, older: Record, useless: list[Record]) -> bool:
         """Take an older record's model, which none since has replaced; False where it made none either."""
         learner, last = self._learner, useless[0]
         try:
-            learner.restore(self._state.aggregate, older, last.announcement.round, None, self._least)
+            source = path or self._state.aggregate
+            learner.restore(source, older, last.announcement.round, None, self._least)
         except UploadError:
             return False
         for record in reversed(useless):
             before = learner.progress
             if record.announcement.exchange == "training":
                 learner.progress = before.after(None)
-        self._keep(older)
-        self._state.stand(older.announcement.round, last, before, learner.progress)
+        if path is None:
+            self._state.keep(older, learner.layout, self._folder.secret)
+        self._kept = older.announcement.round
+        self._state.stand(self._kept, last, before, learner.progress)
         return True

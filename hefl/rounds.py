@@ -216,7 +216,7 @@ class Run:
         called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
-        closings: Closing rounds that came before further trainings; each has a number of its own.
+        closed_in: Closing rounds that came before further trainings; each has a number of its own.
         confirmations: What those who have the last record confirm, by name.
     """
 
@@ -237,7 +237,7 @@ class Run:
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
-    closings: int = 0
+    closed_in: frozenset[int] = frozenset()
     confirmations: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -250,7 +250,7 @@ class Run:
     @property
     def last_training(self) -> int:
         """Number of the last training's round, where the clients do not have enough before."""
-        return self.rounds + self.closings
+        return self.rounds + len(self.closed_in)
 
     @property
     def is_over(self) -> bool:
@@ -346,8 +346,8 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, confirmations={**run.confirmations, name: confirmation})
         case Extended(rounds):
             sessions = {} if run.is_over else run.sessions  # whoever was here has gone, or is about to
-            closings = run.closings + run.closed
-            return replace(run, rounds=rounds, stopped=False, closings=closings, confirmations={}, sessions=sessions)
+            before = run.closed_in | ({run.next_round - 1} if run.closed else set())
+            return replace(run, rounds=rounds, stopped=False, closed_in=before, confirmations={}, sessions=sessions)
         case Reopened():
             return replace(run, sessions={})  # whoever was here has gone
         case Closed() | Finished() | Ended():
@@ -375,7 +375,8 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
                 run,
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
-                closings=run.closings + (closing and run.exchange == "training"),  # extended while it closed
+                # Extended while it closed.
+                closed_in=run.closed_in | ({run.next_round} if closing and run.exchange == "training" else set()),
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,

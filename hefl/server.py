@@ -160,6 +160,7 @@ class Server:
             await self._coordinator.resume(self._callers.known())
             self._listener.accept()
             self._emit({"event": "listening", "url": url})
+            await self._coordinator.know(self._callers.known())
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
                 await self._coordinator.know(self._callers.known())

@@ -20,7 +20,7 @@ from hefl.history import Record
 from hefl.params import NAME_PATTERN
 from hefl.updates import Summation
 
-_UPLOAD, _UPDATE, _AGGREGATE = map(re.compile, (NAME_PATTERN, r"[0-9a-f]{64}", r"[0-9a-f]{64}|sum|\.sum\.part"))
+_UPLOAD, _UPDATE, _AGGREGATE = map(re.compile, (NAME_PATTERN, r"[0-9a-f]{64}", r"[0-9a-f]{64}|sum|\.?sum\.part"))
 """Names that files get here; one of any other name is not removed."""
 
 

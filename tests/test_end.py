@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,25 @@ def test_an_end_without_the_last_metrics_is_no_silent_one(keys: Federation, tmp_
     assert f"hefl: {unknown}" in server.err
     assert "hefl: the metrics of model 1 are not known: too few clients sent theirs in the end" in alice.err
     assert server.events[-1] == {"event": "ended", "rounds": 1, "lacking": ["bob", "carol"]}
+
+
+@pytest.mark.slow
+def test_a_closing_round_that_a_restart_finds_past_its_deadline_has_its_time_again(
+    keys: Federation, tmp_path: Path
+) -> None:
+    """It has no other attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    keys.url, flags = f"https://127.0.0.1:{port}", ("--rounds", "1", "--join-wait", "0", "--round-timeout", "4")
+    with keys:
+        server = keys.start_server(tmp_path / "server", *flags, port=port, module="dying", DIE="after Announced 3")
+        clients = [keys.client(name, tmp_path / name, "--connect-timeout", "60") for name in ("alice", "bob")]
+        assert server.wait() == -signal.SIGKILL
+        time.sleep(4.5)
+        again = keys.start_server(tmp_path / "server", *flags, port=port)
+        assert [c.wait() for c in (*clients, again)] == [0, 0, 0]
+    assert [e["in"] for e in again.events if e["event"] == "round"] == [["alice", "bob"]]
+    assert "stay unknown" not in again.error
 
 
 def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: Federation, tmp_path: Path) -> None:

@@ -65,11 +65,12 @@ class Growing(Drift):
 class Scripted(Drift):
     """Has the validation losses that LOSSES lists, for models 0, 1, ...: the model counts its rounds itself.
 
-    In round 3 it waits for the file that GATE names.
+    In round 3, or GATE_ROUND, it waits for the file that GATE names.
     """
 
     def fit(self, parameters: list[Any], config: Config) -> tuple[list[Any], int, dict[str, Any]]:
-        while config["round"] == 3 and "GATE" in os.environ and not os.path.exists(os.environ["GATE"]):  # noqa: PTH110
+        gated = config["round"] == int(os.environ.get("GATE_ROUND", "3")) and "GATE" in os.environ
+        while gated and not os.path.exists(os.environ["GATE"]):  # noqa: PTH110
             time.sleep(0.02)
         return super().fit(parameters, config)
 
