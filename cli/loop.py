@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -40,6 +41,15 @@ def run(
             if not received:
                 raise
 
-    uvloop.run(watched())
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        runner.run(watched())
+    finally:
+        try:
+            runner.close()
+        except OSError as error:
+            # uvloop cannot close itself over a connection whose TLS was called off half-way; the process ends anyway.
+            if error.errno != errno.EBUSY:
+                raise
     if received and not (terminated_is_success and received[0] is signal.SIGTERM):
         raise KeyboardInterrupt

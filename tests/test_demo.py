@@ -17,7 +17,7 @@ from hefl.examples.partition import Partition
 from hefl.timings import PHASES
 
 
-@pytest.mark.parametrize("engine", ["packed", "tenseal"])
+@pytest.mark.parametrize("engine", ["packed", pytest.param("tenseal", marks=pytest.mark.slow)])
 def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path, engine: str) -> None:
     flags = [] if engine == "packed" else ["--engine", engine]
     demo = Command("demo", "--out", "out", *flags, cwd=tmp_path)
@@ -55,6 +55,7 @@ def accuracies(report: dict[str, Any]) -> list[float]:
     return [course["final"]["accuracy"] for course in (report, report["plaintext"], report["pooled"])]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_clients_with_different_labels_come_within_two_points_of_pooled_data(tmp_path: Path) -> None:
     """On 113 validation rows: within two of them."""

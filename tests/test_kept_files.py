@@ -71,12 +71,12 @@ def test_a_party_does_not_take_anothers_folder(keys: Federation, states: Path, t
         for folder, parties in [
             (states / "server", ["client"]),
             (states / "alice", ["server"]),
-            (somebodys(tmp_path / "updates", "updates/mine.txt"), ["client", "server"]),
-            (somebodys(tmp_path / "bin", "update.bin"), ["client", "server"]),
-            (somebodys(tmp_path / "session", "session.json", b'{"user": "dear"}'), ["client", "server"]),
-            (database.parent, ["client", "server"]),
-            (tmp_path / "linked", ["client", "server"]),
-            (shared, ["client", "server"]),
+            (somebodys(tmp_path / "updates", "updates/mine.txt"), ["server"]),
+            (somebodys(tmp_path / "bin", "update.bin"), ["client"]),
+            (somebodys(tmp_path / "session", "session.json", b'{"user": "dear"}'), ["client"]),
+            (database.parent, ["server"]),
+            (tmp_path / "linked", ["server"]),
+            (shared, ["client"]),
         ]:
             for who in parties:
                 before = tree(tmp_path), tree(states)
