@@ -98,6 +98,8 @@ def test_every_line_is_bound_whoever_makes_the_checksum_right(
 ) -> None:
     if old.startswith("^(kdf") and path.read_text().split("kdf: ")[1].split("\n")[0].endswith("0"):
         new = r"\g<1>1"
+    if new == "sealed: /" and "\nsealed: /" in path.read_text():
+        new = "sealed: A"
     rewritten(path, old, new)
     with pytest.raises(KeyFileError, match="does not open"):
         keyfile.read_secret(path, words)
