@@ -36,13 +36,15 @@ from hefl.spool import holds_files
 
 FILE = "journal.sqlite"
 APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CHECKPOINT_EVENTS = 256
 """So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
 BUSY_S = 5.0
 """How long a reader and the writer may get in each other's way."""
 
 FIRST_PAGE_BYTES = 4096
+"""A journal that is no longer holds nothing yet: what was written is in the log beside it."""
+
 LEAST_BYTES = 512
 """SQLite's smallest page. A shorter file is the rest of one: SQLite takes it for empty, and a run would begin anew."""
 
@@ -256,7 +258,6 @@ def is_journal(path: Path) -> bool:
     """Whether a file is a journal, or may become one, as far as its beginning says."""
     with path.open("rb") as file:
         start = file.read(72)
-    # What was written at first is in the log beside it until SQLite moves it here.
     return start[68:] == APPLICATION_ID.to_bytes(4) or path.stat().st_size <= FIRST_PAGE_BYTES
 
 

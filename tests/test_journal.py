@@ -294,7 +294,7 @@ def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
         play(journal, 3)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 2"):
+    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 3"):
         opened(tmp_path)
     with pytest.raises(StateError, match="schema version 7"):
         read_moment(tmp_path)
