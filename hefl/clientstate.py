@@ -28,7 +28,7 @@ BEGINS = b'{"join_nonce":'
 TOLD = 16
 """So many different sample weights are remembered: one that stands in an open attempt was told lately."""
 
-OURS = re.compile(r"\.?(\d{10})\.(agg|layout|json)(\.part)?")
+OURS = re.compile(r"\.?(\d{10})\.(?:agg|layout|json)(?:\.part)?")
 """Names of what is kept; a file of any other name is not removed."""
 
 
@@ -156,8 +156,7 @@ class ClientState:
                 f"{self._claimed[0]} holds a model of the run before, and the server has begun another",
                 hint="move it away, name another file, or add --force",
             )
-        for path in self._kept():
-            path.unlink()
+        self._drop_all_but([])
         self._write(_Session(join_nonce=self.join_nonce, told=self._session.told, chain=chain))
 
     # --- models in files of the user's --------------------------------------------------------------------------------
@@ -207,10 +206,7 @@ class ClientState:
             self.aggregate.replace(self._aggregates / f"{stem}.agg")
             with replacing(self._aggregates / f"{stem}.json") as file:  # the last one: by it the others count
                 file.write(msgspec.json.encode(record))
-        last = kept_rounds(self._aggregates)[-self._count :]
-        for path in self._kept():
-            if int(path.name.lstrip(".")[:10]) not in last:
-                path.unlink(missing_ok=True)
+        self._drop_all_but(kept_rounds(self._aggregates)[-self._count :])
 
     def stand(self, model_round: int, record: Record, before: Progress, after: Progress) -> None:
         """Note that the model of a kept round is the run's after this record too. Raises StateError."""
@@ -229,25 +225,29 @@ class ClientState:
             standing, *points = self._session.stands
             point = next((p for p in points if p.head == head), None)
             number = standing if point else number
-        path = self._aggregates / f"{number:010}.json"
-        if not (path.is_file() and path.with_suffix(".agg").is_file()):
+        path, kept = self._kept(number)
+        if kept is None or (point is None and kept.head != head):
             return None
-        with naming(path, "remove it"):
-            kept = protocol.decode(read(path), Record)
-        if point is None and kept.head != head:
-            return None
-        return Kept(path.with_suffix(".agg"), kept, point.progress if point else None)
+        return Kept(path, kept, point.progress if point else None)
 
     def path_of(self, record: Record) -> Path | None:
         """Where a record's aggregate is kept; None where it is not. Raises StateError as kept_before."""
-        path = self._aggregates / f"{record.announcement.round:010}.json"
-        if not (path.is_file() and path.with_suffix(".agg").is_file()):
-            return None
-        with naming(path, "remove it"):
-            return path.with_suffix(".agg") if protocol.decode(read(path), Record) == record else None
+        path, kept = self._kept(record.announcement.round)
+        return path if kept == record else None
 
-    def _kept(self) -> list[Path]:
-        return [path for path in self._aggregates.iterdir() if OURS.fullmatch(path.name)]
+    def _kept(self, number: int) -> tuple[Path, Record | None]:
+        """Where a round's aggregate is kept, and its record; None where one of them is not."""
+        path = self._aggregates / f"{number:010}.json"
+        aggregate = path.with_suffix(".agg")
+        if not (path.is_file() and aggregate.is_file()):
+            return aggregate, None
+        with naming(path, "remove it"):
+            return aggregate, protocol.decode(read(path), Record)
+
+    def _drop_all_but(self, rounds: list[int]) -> None:
+        for path in self._aggregates.iterdir():
+            if (found := OURS.fullmatch(path.name)) and int(found[1]) not in rounds:
+                path.unlink(missing_ok=True)
 
     def _read_session(self) -> _Session:
         try:

@@ -118,10 +118,9 @@ class Coordinator:
                 elapsed_s = max(0.0, time.time() - self._journal.now.announced_at)
                 self._phase_since = time.monotonic() - elapsed_s
                 late = run.phase is Phase.COLLECTING and elapsed_s >= announcement.deadline_s
-                closing = announcement.exchange == "closing"  # which has no other attempt
-                if late and closing:
-                    self._phase_since = time.monotonic()
-                if late and not closing and set(announcement.names) - run.committed.keys() - run.enough:
+                if late and announcement.exchange == "closing":  # it has no other attempt, and its whole time again
+                    late, self._phase_since = False, time.monotonic()
+                if late and set(announcement.names) - run.committed.keys() - run.enough:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)

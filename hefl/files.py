@@ -176,11 +176,12 @@ def state_folder(path: Path, mark: str, is_mark: Callable[[Path], bool]) -> Path
         StateError: As private_folder, or it holds other files, or is for everybody; nothing has changed.
     """
     hint = "name a new folder with --state, or the one that was used before"
-    marked, ours = path / mark, {path / "lock", path / mark, part_of(path / mark)}
+    marked = path / mark
     if marked.is_file():
         if not is_mark(marked):
             raise StateError(f"{path} is no state folder of this party: its {mark} is something else", hint=hint)
         return private_folder(path)
+    ours = {path / "lock", marked, part_of(marked)}
     for other in path.rglob("*"):
         if other not in ours and (other.is_symlink() or not other.is_dir()):
             what = f"it holds {other.relative_to(path)}, and no {mark}"

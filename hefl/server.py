@@ -37,7 +37,7 @@ from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.news import Emit, Refusals, say_who_lacks
 from hefl.params import POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
-from hefl.rounds import Run
+from hefl.rounds import Phase, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
 
@@ -166,7 +166,7 @@ class Server:
                 await self._coordinator.know(self._callers.known())
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
-            if self._coordinator.run.is_over and not self._coordinator.ended:
+            if self._coordinator.run.phase is Phase.DRAINING:
                 say_who_lacks(self._coordinator.run)
         finally:
             await self._listener.close()
