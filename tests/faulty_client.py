@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
+from helpers import wide_noise
 
 from hefl.ckks import packed
 from hefl.cli.main import main
@@ -23,10 +23,8 @@ KIND, ROUND = os.environ["FAULT"].split()
 
 def noisy(original: Callable[..., Any]) -> Callable[..., Any]:
     def write_update(self: Learner, file: Any, announcement: Any) -> Any:
-        with ExitStack() as stack:
-            if announcement.round == int(ROUND):
-                wide = lambda streams, block, n: np.full(n, 99, np.int32)  # noqa: E731
-                stack.enter_context(patch.object(packed, "draw_noise", wide))
+        is_due = announcement.round == int(ROUND)
+        with patch.object(packed, "draw_noise", wide_noise) if is_due else nullcontext():
             return original(self, file, announcement)
 
     return write_update

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,14 @@ from hefl.keys import authority
 
 HERE = Path(__file__).parent
 LIMIT_S = 60.0
+
+
+def free_port() -> int:
+    """A port that a server can have, again and again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
 
 
 class Command:

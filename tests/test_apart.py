@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from federation import Federation
+from helpers import saved
 
 from hefl.params import SILENT_S
 
@@ -17,11 +17,6 @@ SCRIPT = {"trainer": "trainers:Scripted", "LOSSES": "3,4,4,4,4,4,4,4,4"}
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
-
-
-def saved(path: Path) -> dict[str, bytes]:
-    archive = np.load(path, allow_pickle=False)
-    return {name: archive[name].tobytes() for name in archive.files}
 
 
 def test_a_client_that_skipped_a_sum_does_not_confirm_the_others_model(keys: Federation, tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from federation import Federation
-from helpers import announcement, record
+from helpers import announcement, record, wide_noise
 from trainers import Drift
 
 from hefl.callbacks import RoundReport
@@ -215,8 +214,8 @@ class Course:
         summation, path = Summation(self.public, self.engine, asked), self.folder / "update"
         for name in names:
             with monkeypatch.context() as patch:
-                if useless and name == "bob":  # noise that no honest client adds
-                    patch.setattr(packed, "draw_noise", lambda streams, block, n: np.full(n, 99, np.int32))
+                if useless and name == "bob":
+                    patch.setattr(packed, "draw_noise", wide_noise)
                 with path.open("wb") as file:
                     self.learners[name].write_update(file, asked)
             summation.add(summation.open(path, name), name)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation import Command, Federation
+from helpers import steps
 from safetensors.numpy import load_file, save_file
 
 ALL = ("alice", "bob", "carol")
@@ -25,11 +26,6 @@ def scripted(
     """A client whose model k has the k-th loss."""
     script = ",".join(map(str, losses))
     return keys.client(name, folder / name, *flags, trainer="trainers:Scripted", LOSSES=script, **env)
-
-
-def steps(path: Path) -> int:
-    """Which model a file holds, as the model itself counts."""
-    return int(np.load(path, allow_pickle=False)["steps"]) - 7
 
 
 def losses_of(client: Command) -> list[float | None]:

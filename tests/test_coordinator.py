@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,14 +21,21 @@ from hefl.journal import Journal
 from hefl.spool import Spool
 
 
+@contextmanager
+def coordinating(
+    public: PublicContext, folder: Path, known: tuple[str, ...], join_wait_s: float = 0.0
+) -> Iterator[tuple[Coordinator, Journal, Spool]]:
+    engine, spool = load_engine("tenseal"), Spool(folder)
+    with closing(Journal(folder, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
+        settings = RunSettings(rounds=1, join_wait_s=join_wait_s)
+        yield Coordinator(public, engine, settings, journal, spool, lambda event: None), journal, spool
+
+
 def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_client(
     public: PublicContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a round of n clients would take n * n answers."""
-    engine, known = load_engine("tenseal"), ("alice", "bob", "carol")
-    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
-        settings = RunSettings(rounds=1, join_wait_s=0.0)
-        coordinator = Coordinator(public, engine, settings, journal, Spool(tmp_path), lambda event: None)
+    with coordinating(public, tmp_path, ("alice", "bob", "carol")) as (coordinator, journal, _):
 
         async def run() -> None:
             await coordinator.join("alice", JOIN)
@@ -52,10 +60,8 @@ def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_cl
 
 
 def test_an_upload_whose_attempt_ends_before_it_is_checked_is_too_late(public: PublicContext, tmp_path: Path) -> None:
-    engine, known = load_engine("tenseal"), ("alice", "bob")
-    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
-        settings, spool = RunSettings(rounds=1, join_wait_s=0.0), Spool(tmp_path)
-        coordinator = Coordinator(public, engine, settings, journal, spool, lambda event: None)
+    known = ("alice", "bob")
+    with coordinating(public, tmp_path, known) as (coordinator, _, spool):
 
         async def run() -> None:
             for name in known:
@@ -73,10 +79,7 @@ def test_an_upload_whose_attempt_ends_before_it_is_checked_is_too_late(public: P
 
 def test_the_wait_for_the_others_begins_when_there_are_enough(public: PublicContext, tmp_path: Path) -> None:
     """And not when the first one came, who may have been alone for hours."""
-    engine, known = load_engine("tenseal"), ("alice", "bob", "carol")
-    with closing(Journal(tmp_path, public.identity, engine.terms, rounds=1, min_clients=2, known=known)) as journal:
-        settings = RunSettings(rounds=1, join_wait_s=60.0)
-        coordinator = Coordinator(public, engine, settings, journal, Spool(tmp_path), lambda event: None)
+    with coordinating(public, tmp_path, ("alice", "bob", "carol"), join_wait_s=60.0) as (coordinator, *_):
 
         async def run() -> None:
             await coordinator.join("alice", JOIN)

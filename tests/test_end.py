@@ -7,9 +7,9 @@ import socket
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from federation import Federation
+from federation import Federation, free_port
+from helpers import saved
 
 from hefl.keys import authority
 
@@ -19,11 +19,6 @@ ALL = ("alice", "bob", "carol")
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", *ALL)
-
-
-def saved(path: Path) -> dict[str, bytes]:
-    archive = np.load(path, allow_pickle=False)
-    return {name: archive[name].tobytes() for name in archive.files}
 
 
 def status(keys: Federation, state: Path) -> list[str]:
@@ -86,14 +81,13 @@ def test_a_closing_round_that_a_restart_finds_past_its_deadline_has_its_time_aga
     keys: Federation, tmp_path: Path
 ) -> None:
     """It has no other attempt."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    keys.url, flags = f"https://127.0.0.1:{port}", ("--rounds", "1", "--join-wait", "0", "--round-timeout", "4")
+    port = free_port()
+    keys.url, flags = f"https://127.0.0.1:{port}", ("--rounds", "1", "--join-wait", "0", "--round-timeout", "15")
     with keys:
         server = keys.start_server(tmp_path / "server", *flags, port=port, module="dying", DIE="after Announced 3")
         clients = [keys.client(name, tmp_path / name, "--connect-timeout", "60") for name in ("alice", "bob")]
         assert server.wait() == -signal.SIGKILL
-        time.sleep(4.5)
+        time.sleep(15.5)  # and those who try again every few seconds come in time
         again = keys.start_server(tmp_path / "server", *flags, port=port)
         assert [c.wait() for c in (*clients, again)] == [0, 0, 0]
     assert [e["in"] for e in again.events if e["event"] == "round"] == [["alice", "bob"]]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import Federation
+from helpers import steps
 
 from hefl.clientstate import ClientState
 from hefl.files import state_folder
@@ -42,11 +43,6 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(p.relative_to(folder)): (p.stat().st_mode, p.read_bytes() if p.is_file() else b"") for p in paths}
 
 
-def steps(path: Path) -> int:
-    """Which model a file holds, as the model itself counts."""
-    return int(np.load(path, allow_pickle=False)["steps"]) - 7
-
-
 def somebodys(folder: Path, name: str, data: bytes = b"dear") -> Path:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data)
@@ -68,24 +64,23 @@ def test_a_party_does_not_take_anothers_folder(keys: Federation, states: Path, t
     shared.chmod(0o1777)
     with keys:
         keys.url = "https://127.0.0.1:1"
-        for folder, parties in [
-            (states / "server", ["client"]),
-            (states / "alice", ["server"]),
-            (somebodys(tmp_path / "updates", "updates/mine.txt"), ["server"]),
-            (somebodys(tmp_path / "bin", "update.bin"), ["client"]),
-            (somebodys(tmp_path / "session", "session.json", b'{"user": "dear"}'), ["client"]),
-            (database.parent, ["server"]),
-            (tmp_path / "linked", ["server"]),
-            (shared, ["client"]),
+        for folder, who in [
+            (states / "server", "client"),
+            (states / "alice", "server"),
+            (somebodys(tmp_path / "updates", "updates/mine.txt"), "server"),
+            (somebodys(tmp_path / "bin", "update.bin"), "client"),
+            (somebodys(tmp_path / "session", "session.json", b'{"user": "dear"}'), "client"),
+            (database.parent, "server"),
+            (tmp_path / "linked", "server"),
+            (shared, "client"),
         ]:
-            for who in parties:
-                before = tree(tmp_path), tree(states)
-                command = keys.start_server(folder, port=0) if who == "server" else keys.client("alice", folder)
-                assert command.wait() == 1, command.error
-                refusal = "is a folder for everybody" if folder == shared else "is no state folder of this party"
-                assert refusal in command.error
-                assert "--state" in command.error
-                assert (tree(tmp_path), tree(states)) == before
+            before = tree(tmp_path), tree(states)
+            command = keys.start_server(folder, port=0) if who == "server" else keys.client("alice", folder)
+            assert command.wait() == 1, command.error
+            refusal = "is a folder for everybody" if folder == shared else "is no state folder of this party"
+            assert refusal in command.error
+            assert "--state" in command.error
+            assert (tree(tmp_path), tree(states)) == before
 
 
 def test_a_new_an_empty_and_an_own_folder_are_taken(tmp_path: Path) -> None:

@@ -158,17 +158,22 @@ def test_a_client_holds_no_more_connections_than_it_may(keys: Federation, tmp_pa
         assert made[3].recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
+def asking_much(first: Peer, other: Peer) -> bytes:
+    """A request of the other's that is answered by a refusal that bears the first one's layout, which is long."""
+    long = msgspec.structs.replace(JOIN, sealed_layout=bytes(4 << 20))
+    assert first.ask("POST", "/v1/join", msgspec.json.encode(long))[0] == 200
+    join = msgspec.json.encode(msgspec.structs.replace(JOIN, layout="cd" * 32))
+    return other.head("POST", "/v1/join", {"Content-Length": str(len(join))}) + join
+
+
 def test_who_does_not_take_its_answer_is_cut_off(keys: Federation, tmp_path: Path) -> None:
     """The client's socket takes next to nothing, and the answers that it asks for are long."""
-    long = msgspec.structs.replace(JOIN, sealed_layout=bytes(4 << 20))
     with keys, ExitStack() as stack:
         server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--peer-timeout", "2")
         alice, mallory = Peer(keys, "alice"), Peer(keys, "mallory")
-        assert alice.ask("POST", "/v1/join", msgspec.json.encode(long))[0] == 200
-        other = msgspec.json.encode(msgspec.structs.replace(JOIN, layout="cd" * 32))
+        asked = asking_much(alice, mallory)
         peer = stack.enter_context(mallory.tls(receive_bytes=4096))
-        asked = mallory.head("POST", "/v1/join", {"Content-Length": str(len(other))}) + other
-        for _ in range(8):  # answered by a refusal that bears the layout
+        for _ in range(8):
             peer.sendall(asked)
         server.until("cut off mallory")
         assert alice.ask("GET", "/v1/records")[0] == 200
@@ -180,13 +185,10 @@ def test_who_says_that_it_is_done_and_takes_no_answer_does_not_stay(
     keys: Federation, tmp_path: Path, goodbye: bool
 ) -> None:
     """Below TLS such a connection would wait for ever, and count for no limit."""
-    long = msgspec.structs.replace(JOIN, sealed_layout=bytes(4 << 20))
     with keys, ExitStack() as stack:
         server = keys.serve(tmp_path / "server", "--engine", "tenseal", "--peer-timeout", "2")
         alice, mallory = Peer(keys, "alice"), Peer(keys, "mallory")
-        assert alice.ask("POST", "/v1/join", msgspec.json.encode(long))[0] == 200
-        other = msgspec.json.encode(msgspec.structs.replace(JOIN, layout="cd" * 32))
-        asked = mallory.head("POST", "/v1/join", {"Content-Length": str(len(other))}) + other
+        asked = asking_much(alice, mallory)
         before = quiet(server)
         for _ in range(4):
             peer = stack.enter_context(mallory.tls(receive_bytes=4096))

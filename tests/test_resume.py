@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from federation import Command, Federation
+from federation import Command, Federation, free_port
+from helpers import saved
 
 WHO = {"alice": (10, 0.1), "bob": (25, -0.2)}
 PATIENT = ("--connect-timeout", "60")
@@ -42,8 +41,7 @@ def train(keys: Federation, folder: Path, *flags: str, only: str = "", **script:
 
 def models(folder: Path) -> dict[str, bytes]:
     """Both clients' final models, as they are to the bit."""
-    saved = {name: np.load(folder / f"{name}.npz", allow_pickle=False) for name in WHO}
-    return {f"{name}/{tensor}": model[tensor].tobytes() for name, model in saved.items() for tensor in model.files}
+    return {f"{name}/{tensor}": data for name in WHO for tensor, data in saved(folder / f"{name}.npz").items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +55,8 @@ def undisturbed(keys: Federation, tmp_path_factory: pytest.TempPathFactory) -> M
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
-    """A port that a server can have, again and again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number = probe.getsockname()[1]
-    yield number
+def port() -> int:
+    return free_port()
 
 
 def run_to_the_end(
