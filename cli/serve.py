@@ -15,7 +15,15 @@ from hefl.cli.logs import log_option
 from hefl.cli.options import json_option, keep_option, print_json, terms_options
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
-from hefl.params import MAX_CONNECTIONS, MAX_VALUES, MIN_BYTES_PER_S, PATIENCE_S, ROUNDS
+from hefl.params import (
+    MAX_CONNECTIONS,
+    MAX_NUM_EXAMPLES,
+    MAX_VALUES,
+    MIN_BYTES_PER_S,
+    PATIENCE_S,
+    ROUNDS,
+    SERVED_NUM_EXAMPLES,
+)
 
 if TYPE_CHECKING:
     from hefl.engine import Weighting
@@ -87,6 +95,14 @@ log = logging.getLogger("hefl")
     help="A larger model is refused: 'hefl plan' says what memory and disk one takes.",
 )
 @click.option(
+    "--max-num-examples",
+    type=click.IntRange(1, MAX_NUM_EXAMPLES),
+    default=SERVED_NUM_EXAMPLES,
+    show_default=True,
+    metavar="N",
+    help="A client with more is refused: beside very many examples of one, the others' weights become the same.",
+)
+@click.option(
     "--page-port",
     type=click.IntRange(0, 65535),
     help="Show the run in a browser of this machine, with /metrics and /healthz; 0 takes any port.  [default: off]",
@@ -116,6 +132,7 @@ def serve(
     peer_timeout: float,
     min_rate: float,
     max_values: int,
+    max_num_examples: int,
     page_port: int | None,
     state: Path | None,
     keep: int,
@@ -161,6 +178,7 @@ def serve(
         linger_s=linger,
         keep=keep,
         max_values=max_values,
+        max_num_examples=max_num_examples,
     )
     cipher.prepare()
     place = state_folder(state or folder / "state", FILE, is_journal)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from aiohttp import web
@@ -32,20 +33,20 @@ class LyingTally(Tally):
 
     memory: ClassVar[Memory]
 
-    def _empty_sum(self, announcement: Announcement) -> Summation:
+    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Summation:
         if not isinstance(self._engine, PackedEngine):
             raise EngineError(f"engine {self._engine.name!r} verifies nothing: any lie would pass")
-        return LyingSummation(self._public, self._engine, announcement, self.memory)
+        return LyingSummation(self._public, self._engine, announcement, self.memory, planned)
 
     def sum_without(self, name: str) -> tuple[Record, bytes]:
         """The open attempt's sum without one client's update: as genuine as with it."""
         announcement = self._journal.now.run.announcement
         if announcement is None:
             raise StateError("a sum where no attempt is open")
-        summation, out = Summation(self._public, self._engine, announcement), io.BytesIO()
-        for other, digest in self._journal.now.run.committed.items():
-            if other != name:
-                summation.add(summation.open(self._spool.update(digest), other), other)
+        others = {other: digest for other, digest in self._journal.now.run.committed.items() if other != name}
+        summation, out = Summation(self._public, self._engine, announcement, others), io.BytesIO()
+        for other, digest in others.items():
+            summation.add(summation.open(self._spool.update(digest), other), other)
         return summation.finish(out), out.getvalue()
 
     def give_up(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hefl.decisions import RunSettings
 from hefl.engine import Engine, check_terms
 from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError
 from hefl.history import Announcement
@@ -9,25 +10,37 @@ from hefl.protocol import Join, View
 from hefl.rounds import Phase, Run
 
 
-def check_join(name: str, join: Join, engine: Engine, max_values: int) -> None:
+def check_join(name: str, join: Join, engine: Engine, settings: RunSettings) -> None:
     """See that a client's terms, weight and size fit this server.
 
     Raises:
         EngineError, NumExamplesError, LayoutError: They do not.
     """
     check_terms(engine, join.terms, f"client {name}")
-    if join.num_examples > engine.max_num_examples:
-        raise NumExamplesError(
-            f"client {name} has {join.num_examples} examples, "
-            f"and engine {engine.name!r} scales by at most {engine.max_num_examples}",
-            hint="state fewer with --num-examples, in the same proportion at every client",
-        )
+    check_num_examples(name, join.num_examples, engine, settings)
     # Initial arrays are 16-bit words, up to four to a value.
-    values, most = max(join.values["training"], -(-max(join.values.values()) // 4)), max_values
+    values, most = max(join.values["training"], -(-max(join.values.values()) // 4)), settings.max_values
     if values > most:
         raise LayoutError(
             f"client {name}'s model has {values} values, and this server takes at most {most}",
             hint="is it the right model? If so, the server needs a higher --max-values",
+        )
+
+
+def check_num_examples(name: str, num_examples: int, engine: Engine, settings: RunSettings) -> None:
+    """See that this server may scale an update by so many examples. Raises NumExamplesError."""
+    hint = "state fewer with --num-examples, in the same proportion at every client"
+    if num_examples > engine.max_num_examples:
+        raise NumExamplesError(
+            f"client {name} has {num_examples} examples, "
+            f"and engine {engine.name!r} scales by at most {engine.max_num_examples}",
+            hint=hint,
+        )
+    if num_examples > settings.max_num_examples:
+        raise NumExamplesError(
+            f"client {name} has {num_examples} examples, and this server takes at most {settings.max_num_examples}: "
+            "the weights of clients with few examples would all be rounded to the same",
+            hint=f"{hint}; or ask who runs the server for a higher --max-num-examples",
         )
 
 

@@ -69,7 +69,7 @@ class Coordinator:
     ) -> None:
         self.engine = engine
         self.spool = spool
-        self._settings = settings
+        self.settings = settings
         self._journal = journal
         self._news = News(emit, engine)
         self._lock = asyncio.Lock()
@@ -124,7 +124,7 @@ class Coordinator:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)
-            if event := decisions.at_start(replace(self.run, known=known), self._settings):
+            if event := decisions.at_start(replace(self.run, known=known), self.settings):
                 before = self.run
                 await self._apply(event)
                 if isinstance(event, rounds.Extended):
@@ -180,7 +180,7 @@ class Coordinator:
     def remind(self) -> None:
         """Say whom the run waits for."""
         self._reminded = time.monotonic()
-        self._news.awaited(self.run, self._clock(), self._settings.min_clients)
+        self._news.awaited(self.run, self._clock(), self.settings.min_clients)
 
     def look(self) -> tuple[rounds.Run, decisions.Clock]:
         """The run as it stands, and its clock."""
@@ -192,9 +192,9 @@ class Coordinator:
             silent=frozenset(n for n in self.run.sessions if now - self._seen.get(n, now) > SILENT_S),
             phase_s=now - self._phase_since,
             enough_s=now - self._enough_since,
-            join_wait_s=self._settings.join_wait_s,
-            round_timeout_s=self._settings.round_timeout_s,
-            linger_s=self._settings.linger_s,
+            join_wait_s=self.settings.join_wait_s,
+            round_timeout_s=self.settings.round_timeout_s,
+            linger_s=self.settings.linger_s,
         )
 
     async def _apply(self, event: rounds.Event) -> None:
@@ -208,7 +208,7 @@ class Coordinator:
             self._phase_since = time.monotonic()
         if answers.shown(self.run) != answers.shown(before):
             self._version = self._journal.now.seq
-        if len(before.sessions) < self._settings.min_clients:  # now there may be enough, since this event
+        if len(before.sessions) < self.settings.min_clients:  # now there may be enough, since this event
             self._enough_since = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
@@ -221,7 +221,7 @@ class Coordinator:
             decision,
             values=self._journal.reference.values[decision.exchange],
             terms=self.engine.terms,
-            deadline_s=self._settings.round_timeout_s,
+            deadline_s=self.settings.round_timeout_s,
         )
         await self._apply(rounds.Announced(announcement))
         self._news.announced(announcement)
@@ -279,7 +279,7 @@ class Coordinator:
         self.remind()
 
     def _check_join(self, name: str, join: Join) -> None:
-        answers.check_join(name, join, self.engine, self._settings.max_values)
+        answers.check_join(name, join, self.engine, self.settings)
         session = self.run.sessions.get(name)
         silent_s = time.monotonic() - self._seen.get(name, 0.0)
         if session and session.join_nonce != join.join_nonce and silent_s < SILENT_S:

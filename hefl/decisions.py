@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hefl.codec import Exchange
 from hefl.engine import Terms
 from hefl.history import Announcement, Participant
-from hefl.params import KEEP_AGGREGATES, MAX_VALUES, MIN_CLIENTS
+from hefl.params import KEEP_AGGREGATES, MAX_VALUES, MIN_CLIENTS, SERVED_NUM_EXAMPLES
 from hefl.rounds import Extended, Phase, Reopened, Run
 
 
@@ -63,6 +63,7 @@ class RunSettings:
         linger_s: How long to stay after the end for known clients that may not have the result.
         keep: How many of the last aggregates stay.
         max_values: No model has more.
+        max_num_examples: No client has more.
     """
 
     rounds: int | None = None
@@ -72,6 +73,7 @@ class RunSettings:
     linger_s: float = 0.0
     keep: int = KEEP_AGGREGATES
     max_values: int = MAX_VALUES
+    max_num_examples: int = SERVED_NUM_EXAMPLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Blocks travel in the frame of ``wire``; an engine never sees a file or a socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -121,6 +121,12 @@ class Engine(Protocol):
     def remark(self, attempt: Attempt) -> str | None:
         """What a person should know of how this attempt is summed; None where there is nothing."""
 
+    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
+        """How far a member's share of a sum is from its share of the members' examples, relative to that."""
+
+    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
+        """Whether an aggregator for ``planned`` clients weighs these members as a sum of them alone must."""
+
     def codec(self, layout: Layout) -> Codec:
         """How a model and its metrics become a vector for this engine."""
 
@@ -136,8 +142,8 @@ class Engine(Protocol):
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
         """Encrypt a vector of shape (attempt.values,) that this engine's codec made, block by block."""
 
-    def aggregator(self, public: PublicContext, attempt: Attempt) -> Aggregator:
-        """An empty sum."""
+    def aggregator(self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None) -> Aggregator:
+        """An empty sum, for updates of these members; None: of all who are announced."""
 
     def decrypt(
         self,

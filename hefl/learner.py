@@ -133,6 +133,7 @@ class Learner:
         self._trace = Trace(trace, name, self.layout, engine) if trace else None
         self.model: GlobalModel | None = None
         self.apart = False
+        self._rounding = 0.0  # of this client's share of the last sum
         self._measured = -1  # the round that made the model which the last metrics are of
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
 
@@ -260,6 +261,7 @@ class Learner:
         if self._initial_file:
             self._say_whether_used(self._initial_file, record)
             self._initial_file = None
+        self._note_rounding(record)
         if announcement.exchange != "initial":
             self._note_loss(metrics, before, closing=announcement.exchange == "closing")
         return without(metrics, self._hidden)
@@ -327,6 +329,22 @@ class Learner:
         best = self._save_best
         if best and model and progress.since == 0 and (best.loss is None or progress.best < best.loss):
             best.write(model, self.layout, progress.best)
+
+    def _note_rounding(self, record: Record) -> None:
+        """Say how far rounding has moved this client's share of a sum, where it has, and not as before."""
+        members = {member.name for member in record.members}
+        if self.name not in members:
+            return
+        off = self.engine.rounding(record.announcement.as_attempt(), members, self.name)
+        if off and off != self._rounding:
+            log.warning(
+                "round %d: the weights are rounded, and this client's share of the sum is %.3g%% %s than its share of "
+                "the examples",
+                record.announcement.round,
+                abs(off) * 100,
+                "more" if off > 0 else "less",
+            )
+        self._rounding = off
 
     def _progress_after(self, metrics: Metrics) -> Progress:
         """How the loss has gone with the model that a round started from, whose metrics these are."""

@@ -27,6 +27,10 @@ MAX_NUM_EXAMPLES = 2**40
 MAX_VALUES = 2**31
 """Bounds on what a peer may announce, checked before anything is allocated."""
 
+SERVED_NUM_EXAMPLES = 2**24
+"""A server takes no client with more examples, unless whoever runs it says so: one client's many make the others' few
+count the same."""
+
 MAX_METRICS = 64
 METRIC_RANGE = 2.0**6
 """Metrics beyond this saturate, and the client says so."""
@@ -112,9 +116,6 @@ SLOTS_LIMIT = 2.0**18
 """The ``tenseal`` engine refuses larger values: a product wraps without an error from about 2^19 on."""
 SLOTS_MAX_NUM_EXAMPLES = 2**24
 """The ``tenseal`` engine scales by num_examples / total in 40-bit fixed point: no share may come near 2^-40."""
-SLOTS_LEAST_SHARE = 2.0**-10
-"""The ``tenseal`` engine refuses a sum of clients with less than this of the announced weight: its noise, about 1e-9,
-is divided by their share."""
 
 BLOCKS_AT_ONCE = 4
 """Blocks handed to a thread at once: one takes so little time that handing over counts."""

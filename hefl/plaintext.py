@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,14 @@ class PlaintextEngine:
     def remark(self, attempt: Attempt) -> None:
         """Nothing to say."""
 
+    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
+        """None that counts beside float32's."""
+        return 0.0
+
+    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
+        """Only where nobody is missing: an update is multiplied by its share of the sum."""
+        return len(planned) == len(members)
+
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values that float32 can hold."""
         return FloatCodec(layout, float(np.finfo(np.float32).max), np.float32)
@@ -60,9 +68,11 @@ class PlaintextEngine:
             write(_bytes(vector[at : at + BLOCK]))
         return Seal()
 
-    def aggregator(self, public: PublicContext, attempt: Attempt) -> PlaintextAggregator:
+    def aggregator(
+        self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
+    ) -> PlaintextAggregator:
         """An empty sum; see engine.Engine."""
-        return PlaintextAggregator(attempt)
+        return PlaintextAggregator(attempt, attempt.weights.keys() if members is None else members)
 
     def decrypt(
         self,
@@ -72,20 +82,20 @@ class PlaintextEngine:
         attempt: Attempt,
         members: Sequence[Member],
     ) -> Sum:
-        """Read the sum of (weight_i / announced total) * vector_i; see engine.Engine."""
+        """Read the sum of (weight_i / the members' total) * vector_i; see engine.Engine."""
         out = np.empty(attempt.values, np.float32)
         for k, block in enumerate(blocks()):
             part = out[k * BLOCK : (k + 1) * BLOCK]
             part[:] = _parse(block, part.size)
-        return Sum(out, math.fsum(m.weight for m in members) / math.fsum(attempt.weights.values()))
+        return Sum(out, 1.0)
 
 
 class PlaintextAggregator:
     """One sum in float32."""
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, members: Collection[str]) -> None:
         self._attempt = attempt
-        self._total = math.fsum(attempt.weights.values())
+        self._total = math.fsum(attempt.weights[name] for name in members)
         self._sum = np.zeros(attempt.values, np.float32)
 
     def add(self, name: str, blocks: Blocks, seal: Seal) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -34,12 +34,43 @@ class Weights:
     Attributes:
         of: By client's name, each at least 1.
         total: Their sum.
-        off_by: How far the share of any client is from its share of all examples, relative to that; 0 where exact.
+        off: How far each client's share is from its share of the examples, relative to that; 0 where exact.
     """
 
     of: Mapping[str, int]
     total: int
-    off_by: float
+    off: Mapping[str, float]
+
+    @property
+    def off_by(self) -> float:
+        """The largest magnitude in ``off``."""
+        return max(map(abs, self.off.values()))
+
+
+def largest_total(announced: Mapping[str, int], budget: int = WEIGHT_BUDGET) -> int:
+    """The largest total weight of any sum of announced clients: lanes must have room for it before it is known who
+    is in.
+    """
+    return min(sum(_by_gcd(announced).values()), budget)
+
+
+def weights_in(
+    announced: Mapping[str, int], members: Collection[str] | None = None, budget: int = WEIGHT_BUDGET
+) -> Weights:
+    """Integer weights of a sum of these members; None: of all who are announced.
+
+    Where nothing need be rounded, a weight does not depend on who is missing. Where it must, only members count: who
+    is announced with very many examples and sends nothing would otherwise flatten everybody else's weights.
+
+    Raises:
+        ParametersError: As reduce_weights.
+    """
+    chosen = {n: count for n, count in announced.items() if members is None or n in members}
+    weights = reduce_weights(announced, budget)
+    if weights.off_by and chosen:
+        return weights if len(chosen) == len(announced) else reduce_weights(chosen, budget)
+    of = {name: weights.of[name] for name in chosen}
+    return Weights(of, sum(of.values()), dict.fromkeys(of, 0.0))
 
 
 def reduce_weights(num_examples: Mapping[str, int], budget: int = WEIGHT_BUDGET) -> Weights:
@@ -55,11 +86,10 @@ def reduce_weights(num_examples: Mapping[str, int], budget: int = WEIGHT_BUDGET)
         raise ParametersError(f"weights need from 1 to {MAX_CLIENTS} clients with 1 example or more each")
     weights = _by_gcd(num_examples)
     if sum(weights.values()) <= budget:
-        return Weights(weights, sum(weights.values()), 0.0)
+        return Weights(weights, sum(weights.values()), dict.fromkeys(weights, 0.0))
     rounded = _by_gcd(_largest_remainder(weights, budget))
     before, after = sum(weights.values()), sum(rounded.values())
-    off_by = max(abs(Fraction(rounded[n] * before, after * w) - 1) for n, w in weights.items())
-    return Weights(rounded, after, float(off_by))
+    return Weights(rounded, after, {n: float(Fraction(rounded[n] * before, after * w) - 1) for n, w in weights.items()})
 
 
 def _by_gcd(numbers: Mapping[str, int]) -> dict[str, int]:
@@ -101,7 +131,7 @@ class Plan:
     Attributes:
         values: Length of a vector.
         precision_bits: p.
-        total_weight: W, over all who are announced.
+        total_weight: W, the largest that a sum of announced clients can have.
         ring: Whose first ``limbs`` primes are used. Fewer limbs than the ring has mean a smaller modulus, hence more
             security than the ring's.
         limbs, lanes, width_bits, margin_bits: The layout.

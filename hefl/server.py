@@ -23,7 +23,6 @@ from hefl.errors import (
     EngineError,
     HeflError,
     MalformedError,
-    NumExamplesError,
     StateError,
     TooSlowError,
     UsageError,
@@ -280,13 +279,8 @@ class Server:
     async def _update(self, request: web.Request) -> web.Response:
         announcement, digest, offset, total = self._check_upload(request)
         next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
-        most = self._coordinator.engine.max_num_examples
-        if next_examples > most:
-            raise NumExamplesError(
-                f"{next_examples} examples are more than the {most} that the engine can scale by",
-                hint="state fewer with --num-examples, in the same proportion at every client",
-            )
         name, spool = request[CLIENT], self._coordinator.spool
+        answers.check_num_examples(name, next_examples, self._coordinator.engine, self._coordinator.settings)
         if answers.is_committed(self._coordinator.run, name, digest):
             return web.Response()
         upload = spool.upload(name, digest)

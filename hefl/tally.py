@@ -5,6 +5,7 @@ Everything here waits for a disk: it runs in threads, one at a time, under the c
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hefl.ckks.context import PublicContext
@@ -51,15 +52,19 @@ class Tally:
             run = self._journal.now.run
             if run.announcement is None:
                 raise StateError("a sum where no attempt is open")
-            summation = self._empty_sum(run.announcement)
-            with self.timings.phase("aggregate"):
-                for name, digest in run.committed.items():
-                    summation.add(summation.open(self._spool.update(digest), name), name)
-            self._summation = summation
+            self._summation = self._add_up(run.announcement, run.committed, run.announcement.names)
         return self._summation
 
-    def _empty_sum(self, announcement: Announcement) -> Summation:
-        return Summation(self._public, self._engine, announcement)
+    def _add_up(self, announcement: Announcement, committed: Mapping[str, str], planned: Collection[str]) -> Summation:
+        """A sum of committed updates, by digest, from their files."""
+        summation = self._empty_sum(announcement, planned)
+        with self.timings.phase("aggregate"):
+            for name, digest in committed.items():
+                summation.add(summation.open(self._spool.update(digest), name), name)
+        return summation
+
+    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Summation:
+        return Summation(self._public, self._engine, announcement, planned)
 
     def take(self, frame: Frame, event: Committed) -> None:
         """Fold an update in and commit it: in this order, for one that does not parse must not be committed.
@@ -88,6 +93,9 @@ class Tally:
     def write_aggregate(self) -> Record:
         """Write the sum, whole or not at all; returns its record, which is for the journal to publish."""
         summation, self._summation = self.fold(), None  # one that was cut short is not to be used again
+        run = self._journal.now.run
+        if run.announcement and not summation.is_weighed_right:
+            summation = self._add_up(run.announcement, run.committed, run.committed)
         with self.timings.phase("aggregate"):
             return self._spool.write_aggregate(summation)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
@@ -256,14 +256,22 @@ class LyingSummation(Summation):
     Args:
         public, engine, announcement: As Summation.
         memory: Of the run so far.
+        planned: As Summation.
     """
 
-    def __init__(self, public: PublicContext, engine: PackedEngine, announcement: Announcement, memory: Memory) -> None:
-        super().__init__(public, engine, announcement)
+    def __init__(
+        self,
+        public: PublicContext,
+        engine: PackedEngine,
+        announcement: Announcement,
+        memory: Memory,
+        planned: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(public, engine, announcement, planned)
         self._training = announcement.exchange == "training"
         self._memory = memory
         self._coder = BlockCoder(engine.plan(self._attempt), self._attempt.ctx)
-        self._weights = engine.weights(self._attempt).of
+        self._weights = engine.weights(self._attempt, planned).of
         self.uploads: dict[str, Upload] = {}
 
     def add(self, frame: wire.Frame, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import BinaryIO
 
 from hefl import wire
@@ -46,15 +46,37 @@ def max_aggregate_bytes(engine: Engine, announcement: Announcement) -> int:
 
 
 class Summation:
-    """The server's half: adds up one attempt's updates, each at most once."""
+    """The server's half: adds up one attempt's updates, each at most once.
 
-    def __init__(self, public: PublicContext, engine: Engine, announcement: Announcement) -> None:
+    Args:
+        public: The server's context.
+        engine: Which clients run too.
+        announcement: Of the attempt.
+        planned: Who is expected to be in, by which updates are weighed as they are added; None: everybody.
+    """
+
+    def __init__(
+        self,
+        public: PublicContext,
+        engine: Engine,
+        announcement: Announcement,
+        planned: Collection[str] | None = None,
+    ) -> None:
         self._identity = public.identity
         self._engine = engine
         self._announcement = announcement
         self._attempt = announcement.as_attempt()
-        self._aggregator = engine.aggregator(public, self._attempt)
+        self._planned = frozenset(announcement.names).intersection(announcement.names if planned is None else planned)
+        self._aggregator = engine.aggregator(public, self._attempt, self._planned)
         self._members: dict[str, Member] = {}
+
+    @property
+    def is_weighed_right(self) -> bool:
+        """Whether those who are in weigh as they must in a sum of them alone.
+
+        Where not, it takes a new summation that is planned for them.
+        """
+        return self._engine.weighs_alike(self._attempt, self._planned, self._members.keys())
 
     def open(self, source: wire.Source, name: str) -> wire.Frame:
         """Read this client's update of this attempt, and refuse what is something else.
@@ -77,7 +99,7 @@ class Summation:
             ConflictError: This client's update is in the sum, or it is no participant.
             MalformedError: A block does not parse.
         """
-        if name in self._members or name not in self._attempt.weights:
+        if name in self._members or name not in self._planned:
             raise ConflictError(f"{name} cannot be added: it is in the sum already, or no participant of this attempt")
         self._aggregator.add(name, frame.blocks, frame.seal)
         self._members[name] = Member(name, frame.seal.seed, self._attempt.weights[name])
@@ -86,7 +108,7 @@ class Summation:
         """Write the aggregate and return its record; members stand in the announced order.
 
         Raises:
-            ConflictError: Too few are in the sum.
+            ConflictError: Too few are in the sum, or those who are in are not weighed right.
         """
         members = [self._members[name] for name in self._attempt.weights if name in self._members]
         least = 1 if self._announcement.exchange == "initial" else MIN_CLIENTS
@@ -94,6 +116,8 @@ class Summation:
             raise ConflictError(
                 f"a sum of {len(members)} updates, where at least {least} must be in: it would show one"
             )
+        if not self.is_weighed_right:
+            raise ConflictError(f"a sum that was planned for {len(self._planned)} updates, and {len(members)} are in")
         blocks = self._engine.block_count(self._attempt)
         header = wire.Header.of("aggregate", self._identity, self._announcement, blocks)
         writer = wire.Writer(file, header, members, self._engine.tag_bytes(self._attempt))

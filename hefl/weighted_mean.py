@@ -137,9 +137,9 @@ def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announce
     Raises:
         MalformedError, MismatchError, StaleError, ConflictError: An update does not belong here, or there are too few.
     """
-    summation = Summation(public, _engine(attempt), attempt)
-    for update in updates:
-        name = wire.read_header(update).name
+    names = [wire.read_header(update).name for update in updates]
+    summation = Summation(public, _engine(attempt), attempt, names)
+    for name, update in zip(names, updates, strict=True):
         summation.add(summation.open(update, name), name)
     file = io.BytesIO()
     summation.finish(file)

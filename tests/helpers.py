@@ -89,7 +89,7 @@ def summed(
     engine: Engine, public: PublicContext, of: Announcement, updates: Mapping[str, bytes]
 ) -> tuple[bytes, Record]:
     """The aggregate of some updates, and its record."""
-    summation = Summation(public, engine, of)
+    summation = Summation(public, engine, of, updates)
     for name, data in updates.items():
         summation.add(summation.open(data, name), name)
     file = io.BytesIO()

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,6 +219,22 @@ def reduced(num_examples: Mapping[str, int], budget: int = 2**16) -> dict[str, i
         out[name] += 1
     divisor = math.gcd(*out.values())
     return {name: n // divisor for name, n in out.items()}
+
+
+def exact(num_examples: Mapping[str, int]) -> dict[str, int]:
+    divisor = math.gcd(*num_examples.values())
+    return {name: n // divisor for name, n in num_examples.items()}
+
+
+def total_planned(announced: Mapping[str, int]) -> int:
+    return min(sum(exact(announced).values()), 2**16)
+
+
+def weights_in(announced: Mapping[str, int], members: Collection[str]) -> dict[str, int]:
+    """Of a sum's members: exact ones are the same whoever is missing, rounded ones are the members' own."""
+    fits = sum(exact(announced).values()) <= 2**16
+    chosen = {name: n for name, n in announced.items() if name in members}
+    return {name: exact(announced)[name] for name in chosen} if fits else reduced(chosen)
 
 
 def plan(values: int, precision: int, total_weight: int) -> Plan:

@@ -43,7 +43,7 @@ def summed(
     updates: dict[str, list[bytes]],
 ) -> Array:
     """The mean of those who are in, by way of the engine."""
-    aggregator = engine.aggregator(public, attempt)
+    aggregator = engine.aggregator(public, attempt, updates)
     for name, blocks in updates.items():
         aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
     out: list[bytes] = []
@@ -128,10 +128,10 @@ def test_a_block_that_does_not_parse_is_refused_and_leaves_the_sum_as_it_was(
     attempt = attempt_of(values, [3, 1])
     good = encrypted(engine, secret, attempt, "a", np.full(values, 2.0))
     assert len(good) == 2
-    aggregator = engine.aggregator(public, attempt)
+    aggregator = engine.aggregator(public, attempt, ["a"])
     aggregator.add("a", lambda: iter(good), Seal())
     with pytest.raises(MalformedError):
-        aggregator.add("b", lambda: iter([good[0], damage]), Seal())
+        aggregator.add("a", lambda: iter([good[0], damage]), Seal())
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = engine.decrypt(lambda: iter(out), b"", secret, attempt, [Member("a", bytes(32), 3)])

@@ -92,7 +92,7 @@ class HonestRuns(RuleBasedStateMachine):
     def publish(self) -> None:
         announcement = self.run.announcement
         assert announcement
-        summation, out = Summation(PUBLIC, ENGINE, announcement), io.BytesIO()
+        summation, out = Summation(PUBLIC, ENGINE, announcement, self.run.committed), io.BytesIO()
         for name in self.run.committed:
             summation.add(summation.open(self.updates[name], name), name)
         record = summation.finish(out)
@@ -103,7 +103,7 @@ class HonestRuns(RuleBasedStateMachine):
         REACHED["dropouts"] += len(record.members) < len(announcement.names)
         REACHED["later attempts"] += announcement.attempt > 1
         attempt = announcement.as_attempt()
-        weights = ENGINE.weights(attempt).of
+        weights = ENGINE.weights(attempt, [m.name for m in record.members]).of
         expected = sum(weights[m.name] * self.vectors[m.name] for m in record.members)
         total = read_aggregate(out.getvalue(), SECRET, ENGINE, announcement, record)
         np.testing.assert_array_equal(total.vector, expected)

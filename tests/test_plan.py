@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from hefl.ckks.blocks import lane_layout
 from hefl.errors import ParametersError
 from hefl.params import RINGS
-from hefl.plan import choose_plan, reduce_weights
+from hefl.plan import choose_plan, largest_total, reduce_weights, weights_in
 
 VALUES = 1_663_370
 totals = st.one_of(st.integers(1, 2**16), st.sampled_from([1, 2, 3, 2**15, 2**15 + 1, 2**16 - 1, 2**16]))
@@ -119,3 +122,40 @@ def test_reduced_weights_are_positive_within_the_budget_and_in_order(numbers: li
 def test_weights_that_are_none_are_refused(examples: dict[str, int]) -> None:
     with pytest.raises(ParametersError, match="weights need"):
         reduce_weights(examples)
+
+
+def test_a_client_that_is_announced_and_sends_nothing_changes_no_weight() -> None:
+    announced = {"ghost": 2**40, "large": 30_000, "small": 10}
+    assert weights_in(announced).of == {"ghost": 2**16 - 2, "large": 1, "small": 1}
+    weights = weights_in(announced, ["large", "small"])
+    assert (weights.of, weights.off_by) == ({"large": 3000, "small": 1}, 0.0)
+
+
+announcements = st.lists(st.one_of(st.integers(1, 60), st.integers(1, 2**40)), min_size=2, max_size=12).map(
+    lambda numbers: {f"client-{i:02}": n for i, n in enumerate(numbers)}
+)
+
+
+@given(announced=announcements, data=st.data())
+def test_every_sum_of_announced_clients_fits_the_plan_and_is_weighed_by_its_members(
+    announced: dict[str, int], data: st.DataObject
+) -> None:
+    members = data.draw(st.lists(st.sampled_from(list(announced)), min_size=1, unique=True))
+    weights, total = weights_in(announced, members), sum(announced[name] for name in members)
+    assert list(weights.of) == [name for name in announced if name in members]
+    assert sum(weights.of.values()) == weights.total <= largest_total(announced) <= 2**16
+    for name, weight in weights.of.items():
+        off = Fraction(weight * total, weights.total * announced[name]) - 1
+        assert weights.off[name] == pytest.approx(float(off))
+    if total // math.gcd(*announced.values()) <= 2**16:
+        assert weights.off_by == 0
+
+
+@given(announced=announcements, data=st.data())
+def test_where_nothing_is_rounded_a_weight_is_the_same_whoever_is_missing(
+    announced: dict[str, int], data: st.DataObject
+) -> None:
+    """So the server need not add again."""
+    if sum(announced.values()) // math.gcd(*announced.values()) <= 2**16:
+        members = data.draw(st.lists(st.sampled_from(list(announced)), min_size=1, unique=True))
+        assert weights_in(announced, members).of.items() <= weights_in(announced).of.items()

@@ -238,7 +238,7 @@ def test_a_refused_update_leaves_the_others_and_its_place(
     writer = wire.Writer(file, wire.Header.of("update", secret.identity, ATTEMPT, 1, "bob"))
     writer.block(b"no ciphertext")
     writer.finish(Seal())
-    summation = Summation(public, tenseal, ATTEMPT)
+    summation = Summation(public, tenseal, ATTEMPT, ["alice", "bob"])
     summation.add(wire.open_frame(updates["alice"]), "alice")
     with pytest.raises(MalformedError):
         summation.add(wire.open_frame(file.getvalue()), "bob")

@@ -55,10 +55,10 @@ class Round:
         people, client = self.announcement["participants"], self.announcement["weighting"] == "client"
         plain = client or self.announcement["exchange"] == "initial"
         self.announced = {p["name"]: 1 if plain else p["num_examples"] for p in people}
-        self.weights = reference.reduced(self.announced)
+        self.weights = reference.weights_in(self.announced, [name for name, _, _ in self.frame.members])
         self.precision = self.announcement["precision_bits"] + 10 * client
         require("record", self.precision <= 40, f"lanes for {self.precision} bits")
-        self.plan = reference.plan(self.announcement["values"], self.precision, sum(self.weights.values()))
+        self.plan = reference.plan(self.announcement["values"], self.precision, reference.total_planned(self.announced))
         self.moduli = reference.primes(self.plan.degree)[: self.plan.limbs]
         self.blocks: list[list[list[int]]] = []
         self.authentic = False

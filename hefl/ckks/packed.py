@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,7 @@ from hefl.params import (
     WEIGHT_BUDGET,
     Ring,
 )
-from hefl.plan import Plan, Weights, choose_plan, reduce_weights
+from hefl.plan import Plan, Weights, choose_plan, largest_total, weights_in
 
 
 class PackedEngine:
@@ -101,13 +101,22 @@ class PackedEngine:
             f"a client's share is off by up to {off_by:.2g} of itself"
         )
 
-    def weights(self, attempt: Attempt) -> Weights:
-        """The integers by which this attempt's updates are multiplied."""
-        return reduce_weights(attempt.weights)
+    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
+        """See engine.Engine."""
+        return self.weights(attempt, members).off[name]
+
+    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
+        """See engine.Engine: only rounded weights depend on who is in."""
+        before = self.weights(attempt, planned).of
+        return all(before[name] == weight for name, weight in self.weights(attempt, members).of.items())
+
+    def weights(self, attempt: Attempt, members: Collection[str] | None = None) -> Weights:
+        """The integers by which the updates of a sum's members are multiplied; None: of all who are announced."""
+        return weights_in(attempt.weights, members)
 
     def plan(self, attempt: Attempt) -> Plan:
         """What this attempt costs."""
-        return choose_plan(attempt.values, self.lane_bits, self.weights(attempt).total)
+        return choose_plan(attempt.values, self.lane_bits, largest_total(attempt.weights))
 
     def codec(self, layout: Layout) -> FixedPointCodec:
         """Fixed-point integers of this engine's precision."""
@@ -153,9 +162,11 @@ class PackedEngine:
         tag = mac.add_pad(mac.total(hashes), name, seed, 1)
         return Seal(seed, tag_to_bytes(tag, plan.limb_bits))
 
-    def aggregator(self, public: PublicContext, attempt: Attempt) -> PackedAggregator:
+    def aggregator(
+        self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
+    ) -> PackedAggregator:
         """An empty sum; see engine.Engine."""
-        return PackedAggregator(self._coder(attempt, public.rings), self.weights(attempt).of)
+        return PackedAggregator(self._coder(attempt, public.rings), self.weights(attempt, members).of)
 
     def decrypt(
         self, blocks: Blocks, tag: bytes, secret: SecretContext, attempt: Attempt, members: Sequence[Member]
@@ -163,7 +174,7 @@ class PackedEngine:
         """Authenticate a sum as the members' announced one, and only then decrypt it; see engine.Engine.
 
         Returns:
-            The exact sum of weight_i * vector_i as int64, and the total weight, by the plan's reduced weights.
+            The exact sum of weight_i * vector_i as int64, and the total weight, by the members' reduced weights.
 
         Raises:
             TamperError: It is not the announced weighted sum of these members' updates.
@@ -171,7 +182,7 @@ class PackedEngine:
         """
         coder = self._coder(attempt, secret.rings)
         check_members(members, attempt.weights)
-        reduced = self.weights(attempt).of
+        reduced = self.weights(attempt, [m.name for m in members]).of
         weighted = [(m.name, m.seed, reduced[m.name]) for m in members]
         mac = Mac(secret, attempt.ctx, coder.basis, coder.plan.blocks)
         hashes = self._authenticate(coder, mac, blocks, tag, weighted)

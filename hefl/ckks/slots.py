@@ -1,9 +1,9 @@
 """The ``tenseal`` engine: stock TenSEAL. Nothing but SEAL touches the numbers.
 
 A vector is cut into chunks of N/2 slots, each a symmetric CKKS ciphertext. The server multiplies by
-num_examples / total and rescales once. Sums are approximate and cannot be authenticated: the engine is the
-reference, for an honest server. Its decrypted values carry noise that depends on the key (Li and Micciancio,
-eprint 2020/1533), so a model that is published needs a key of its own, used for nothing afterwards.
+num_examples / (total of the sum's members) and rescales once. Sums are approximate and cannot be authenticated: the
+engine is the reference, for an honest server. Its decrypted values carry noise that depends on the key (Li and
+Micciancio, eprint 2020/1533), so a model that is published needs a key of its own, used for nothing afterwards.
 
 Source: Cheon, Kim, Kim, Song, "Homomorphic Encryption for Arithmetic of Approximate Numbers", eprint 2016/421.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,9 @@ import numpy as np
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
 from hefl.codec import FloatCodec, Sum
 from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
-from hefl.errors import MalformedError, NumExamplesError, OutOfRangeError
+from hefl.errors import MalformedError, OutOfRangeError
 from hefl.layout import Layout
 from hefl.params import (
-    SLOTS_LEAST_SHARE,
     SLOTS_LIMIT,
     SLOTS_MAX_NUM_EXAMPLES,
     SLOTS_RING,
@@ -50,6 +49,14 @@ class SlotsEngine:
 
     def remark(self, attempt: Attempt) -> None:
         """Nothing to say."""
+
+    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
+        """None that counts beside this engine's noise."""
+        return 0.0
+
+    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
+        """Only where nobody is missing: an update is multiplied by its share of the sum."""
+        return len(planned) == len(members)
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values, each below 2**18."""
@@ -78,9 +85,11 @@ class SlotsEngine:
             write(ts.ckks_vector(context, vector[at : at + SLOTS].tolist()).serialize())
         return Seal()
 
-    def aggregator(self, public: PublicContext, attempt: Attempt) -> SlotsAggregator:
+    def aggregator(
+        self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
+    ) -> SlotsAggregator:
         """An empty sum; see engine.Engine."""
-        return SlotsAggregator(public, attempt)
+        return SlotsAggregator(public, attempt, attempt.weights.keys() if members is None else members)
 
     def decrypt(
         self,
@@ -90,30 +99,30 @@ class SlotsEngine:
         attempt: Attempt,
         members: Sequence[Member],
     ) -> Sum:
-        """Decrypt sum_i (weight_i / announced total) * vector_i; see engine.Engine."""
+        """Decrypt sum_i (weight_i / the members' total) * vector_i; see engine.Engine."""
         context = open_secret(secret)
         out = np.empty(attempt.values, np.float64)
         for k, block in enumerate(blocks()):
             part = out[k * SLOTS : (k + 1) * SLOTS]
             part[:] = _parse(block, context, part.size, limbs=1).decrypt()
-        return Sum(out, _share(attempt, [m.name for m in members]))
+        return Sum(out, 1.0)
 
 
 class SlotsAggregator:
     """One sum of ciphertexts."""
 
-    def __init__(self, public: PublicContext, attempt: Attempt) -> None:
+    def __init__(self, public: PublicContext, attempt: Attempt, members: Collection[str]) -> None:
         self._context = open_public(public)
         self._attempt = attempt
+        self._total = math.fsum(attempt.weights[name] for name in members)
         self._sums: list[Any] = []
-        self._added: list[str] = []
         self._broken = False
 
     def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
         """Multiply and add; see engine.Aggregator."""
         # SEAL rescales by its prime, not by 2**40, and TenSEAL then states the scale as 2**40: the factor makes that
         # true. Without it every value would be off by 6e-7 of itself.
-        factor = _share(self._attempt, [name]) * _rescale_prime() / 2.0**SLOTS_SCALE_BITS
+        factor = self._attempt.weights[name] / self._total * _rescale_prime() / 2.0**SLOTS_SCALE_BITS
         for _ in self._parsed(blocks):
             pass  # every block is in form before the first one counts
         try:
@@ -126,22 +135,11 @@ class SlotsAggregator:
         except BaseException:
             self._broken = True
             raise
-        self._added.append(name)
 
     def finish(self, write: Write) -> bytes:
-        """Write the sum; see engine.Aggregator.
-
-        Raises:
-            NumExamplesError: Those who are in weigh too little of what was announced.
-        """
+        """Write the sum; see engine.Aggregator."""
         if self._broken:
             raise MalformedError("an update was added in part: the sum cannot be used")
-        if _share(self._attempt, self._added) < SLOTS_LEAST_SHARE:
-            raise NumExamplesError(
-                f"{', '.join(self._added)} have less than {SLOTS_LEAST_SHARE:.2%} of the announced examples: "
-                "the engine 'tenseal' would be imprecise",
-                hint="wait for the larger clients: a longer --round-timeout",
-            )
         for vector in self._sums:
             write(vector.serialize())
         self._sums.clear()
@@ -151,11 +149,6 @@ class SlotsAggregator:
         for k, block in enumerate(blocks()):
             size = min(SLOTS, self._attempt.values - k * SLOTS)
             yield _parse(block, self._context, size, limbs=len(SLOTS_RING.limb_bits))
-
-
-def _share(attempt: Attempt, names: Sequence[str]) -> float:
-    """The part of the announced weight that these participants have."""
-    return math.fsum(attempt.weights[name] for name in names) / math.fsum(attempt.weights.values())
 
 
 def _parse(block: bytes, context: Any, size: int, *, limbs: int) -> Any:

@@ -45,7 +45,12 @@ def weights() -> list[dict[str, Any]]:
         {"a": 100_003, "b": 100_003, "c": 100_019},
         {"a": 1_000_000, "b": 1, "c": 1, "d": 30, "e": 999_999},
     ]
-    return [{"num_examples": case, "weights": reference.reduced(case)} for case in cases]
+    sums = [(case, list(case)) for case in cases]
+    sums += [(cases[-1], ["b", "d"]), (cases[4], ["b", "c"]), ({"a": 30, "b": 10, "c": 7}, ["a", "b"])]
+    return [
+        {"num_examples": case, "members": members, "weights": reference.weights_in(case, members)}
+        for case, members in sums
+    ]
 
 
 def plans() -> list[dict[str, Any]]:
