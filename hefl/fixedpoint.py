@@ -40,6 +40,12 @@ MAX_EXPONENT = 120
 HEADROOM_BITS = 2
 """A range is at least so many bits above the tensor's largest magnitude."""
 
+LARGEST_RANGE_BITS = 4
+"""A range is at most 2**4 times the largest magnitude of the mean: what clients say was cut cannot drive it further."""
+
+WIDE_BITS = 8
+"""A range that is so many bits above its tensor's mean leaves few bits to the values, which is said."""
+
 REFUSED_AT = 16.0
 """Values beyond so many ranges are refused; what is less saturates."""
 
@@ -71,6 +77,7 @@ class FixedPointCodec:
         self.precision_bits = precision_bits
         self._digit_bits = precision_bits - 1
         self._word_bits = word_bits(precision_bits)
+        self._wide: set[str] = set()  # tensors whose wide range was said
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
@@ -146,7 +153,10 @@ class FixedPointCodec:
             at += size
         count = len(self.layout.tensors)
         used = self._used_scales(total.vector[at : at + count], int(total.total_weight), scales)
-        saturated, large = total.vector[at + count : at + 3 * count].reshape(2, count) > 0
+        counts = total.vector[at + count : at + 3 * count].reshape(2, count)
+        if counts.min(initial=0) < 0:
+            raise UploadError("a participant counts fewer than no values that were cut; the sum cannot be used")
+        saturated, large = counts > 0
         arrays, following = [], []
         for tensor, part, exponent, grow, keep in zip(self.layout.tensors, parts, used, saturated, large, strict=True):
             arrays.append(self._mean(tensor, part, exponent, int(total.total_weight)))
@@ -274,15 +284,32 @@ class FixedPointCodec:
         """From the sums' integers alone, so that every client finds the same on every machine.
 
         The mean may be far smaller than the values behind it. So the range is not less than ``floor``: it doubles after
-        values saturated, and halves, at most, only after a round whose every value fits half of it.
+        values saturated, and halves, at most, only after a round whose every value fits half of it. But no client can
+        drive it away by saying that values were cut: 2**LARGEST_RANGE_BITS times the mean is the end.
         """
         least = self._least_exponent(tensor)
         if tensor.kind == "integer":
             return least
         magnitude = -(-largest_magnitude(sums) // total)  # of the mean, in steps, rounded up
+        step = exponent - (self._bits(tensor) - 1)  # a power of two
         bits = (magnitude - 1).bit_length() if magnitude else 0
-        wanted = bits + HEADROOM_BITS + exponent - (self._bits(tensor) - 1)
-        return min(max(least, wanted, floor), MAX_EXPONENT)
+        most = magnitude.bit_length() - 1 + LARGEST_RANGE_BITS + step
+        following = min(max(least, min(max(bits + HEADROOM_BITS + step, floor), most)), MAX_EXPONENT)
+        self._note_wide(tensor, following, magnitude * 2.0**step)
+        return following
+
+    def _note_wide(self, tensor: Tensor, exponent: int, magnitude: float) -> None:
+        """Say once of a tensor that its range is far above its values."""
+        if tensor.name not in self._wide and 0 < magnitude * 2.0**WIDE_BITS <= 2.0**exponent:
+            self._wide.add(tensor.name)
+            log.warning(
+                "tensor %r is averaged in the range +-%g, and the largest magnitude of its mean is %.2g: its values "
+                "keep about %d bits",
+                tensor.name,
+                2.0**exponent,
+                magnitude,
+                max(0, self._bits(tensor) - 1 - exponent + math.frexp(magnitude)[1]),
+            )
 
     def _used_scales(self, sums: I64, total: int, own: Scales | None) -> Scales:
         """The scales that this sum's participants used: the own ones, which are compared, or else theirs."""

@@ -147,7 +147,7 @@ def test_the_next_ranges_follow_from_integers_alone() -> None:
     layout = _layout(("w", "float32", (1,), "parameter"))
     codec = FixedPointCodec(layout, 24)
     sums = np.array([0, 9, 0, 0], np.int64)  # value, exponent, saturated, large; at 3 clients and 2**3
-    for mean, exponent in ((0, 2), (2**20, 2), (2**20 + 1, 3), (2**23 - 1, 5)):
+    for mean, exponent in ((0, 0), (2**19, 2), (2**20, 2), (2**20 + 1, 3), (2**23 - 1, 5)):
         sums[0] = -3 * mean
         assert codec.decode_model(Sum(sums, 3), (3,))[2] == (exponent,)
     sums[0] = -3 * 2**20 - 1  # a third of a step above counts
@@ -158,13 +158,51 @@ def test_a_range_halves_only_after_a_round_that_fits_half_of_it() -> None:
     layout = _layout(("w", "float32", (2,), "parameter"))
     codec, seen = FixedPointCodec(layout, 24), list[int]()
     scales: Scales = (3,)
-    # Two clients that pull in opposite directions: their mean is 0, and their values are not.
+    # Two clients that pull in opposite directions: their mean is an eighth of their values.
     for pull in (7.0, 4.5, 3.9, 3.9, 1.0, 0.1, 0.1, 0.1):
-        arrays = [np.array([pull * sign, 0], np.float32) for sign in (1, -1)]
+        arrays = [np.array([pull * sign, 0], np.float32) for sign in (1, -0.75)]
         vectors = [codec.encode_model([a], {}, scales) for a in arrays]
         scales = codec.decode_model(_sum(vectors, [1, 1]), scales)[2]
         seen.append(scales[0])
     assert seen == [3, 3, 2, 2, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [1e-30, 0.3, 1.0, 3.9, 1e6])
+def test_a_client_that_always_says_cut_drives_no_range_away(value: float) -> None:
+    layout = _layout(("w", "float64", (1,), "parameter"))
+    codec = FixedPointCodec(layout, 24)
+    scales = _start(codec, [np.array([value])])
+    for _ in range(60):
+        vector = codec.encode_model([np.array([value])], {}, scales)
+        vector[2:4] = 2**23 - 1  # all were cut, and beyond half
+        (mean,), _, scales = codec.decode_model(_sum([vector], [1]), scales)
+        assert 2.0 ** scales[0] <= max(1.0, 16 * abs(mean[0]))
+        assert mean[0] == pytest.approx(value, abs=max(1.0, 16 * value) * 2**-23)
+
+
+@pytest.mark.parametrize("place", [2, 3])
+def test_a_negative_count_makes_the_sum_useless(place: int) -> None:
+    """It would hide that another client's values were cut."""
+    codec = FixedPointCodec(_layout(("w", "float32", (1,), "parameter")), 24)
+    scales = _start(codec, [np.ones(1, np.float32)])
+    vector = codec.encode_model([np.ones(1, np.float32)], {}, scales)
+    vector[place] = -1
+    with pytest.raises(UploadError, match="fewer than no values"):
+        codec.decode_model(Sum(vector, 1), scales)
+
+
+def test_a_range_far_above_its_mean_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    layout = _layout(("tiny", "float32", (2,), "parameter"), ("zero", "float32", (2,), "parameter"))
+    codec = FixedPointCodec(layout, 24)
+    arrays = [np.array([2**-9, 0], np.float32), np.zeros(2, np.float32)]
+    scales = _start(codec, arrays)
+    with caplog.at_level(logging.WARNING, "hefl"):
+        for _ in range(3):
+            scales = codec.decode_model(_sum([codec.encode_model(arrays, {}, scales)], [1]), scales)[2]
+    assert [r.getMessage() for r in caplog.records] == [
+        "tensor 'tiny' is averaged in the range +-1, and the largest magnitude of its mean is 0.002: its values keep "
+        "about 15 bits"
+    ]
 
 
 def test_saturation_is_counted_said_and_doubles_the_range(caplog: pytest.LogCaptureFixture) -> None:

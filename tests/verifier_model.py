@@ -97,6 +97,7 @@ class Decoder:
         tensors, values = self.layout.tensors, iter(sums)
         parts = [self._joined(values, t.size, self._bits(t), total) for t in tensors]
         told, cut, large = ([*islice(values, len(tensors))] for _ in range(3))
+        require("counts", min(cut + large, default=0) >= 0, "a count is negative")
         exponents = [e // total for e in told]
         for tensor, e, sum_ in zip(tensors, exponents, told, strict=True):
             right = sum_ == total * e and KINDS[tensor.kind][1] <= e <= MOST_EXPONENT
@@ -166,4 +167,8 @@ class Decoder:
             return least
         largest = -(-max(map(abs, sums), default=0) // total)
         bits = (largest - 1).bit_length() if largest else 0
-        return min(max(least, bits + 2 + exponent - (self._bits(tensor) - 1), floor), MOST_EXPONENT)
+        step = exponent - (self._bits(tensor) - 1)
+        most = step
+        while 2 ** (most - step + 1) <= 16 * largest:
+            most += 1
+        return min(max(least, min(max(bits + 2 + step, floor), most)), MOST_EXPONENT)
