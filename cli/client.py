@@ -23,7 +23,10 @@ from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase
 from hefl.cli.progress import progress_bars
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hefl.callbacks import RoundReport
+    from hefl.clientstate import ClientState
     from hefl.engine import Weighting
     from hefl.receiving import OnTamper
     from hefl.trainer import Trainer
@@ -96,7 +99,14 @@ log = logging.getLogger("hefl")
     type=click.Choice(["stop", "skip"]),
     default="stop",
     show_default=True,
-    help="What to do about a sum that fails a check: end with exit code 4, or keep the last model and go on.",
+    help="What to do about a sum that fails a check: end with exit code 4, or keep the last model and go on. Who skips "
+    "trains from one model again: a lying participant may then learn more of its update than one sum tells.",
+)
+@click.option(
+    "--again",
+    metavar="CODE",
+    help="Train again from a model that was in a useless sum, for whoever is there now: a refusal shows the code, and "
+    "what it may give away. It works once.",
 )
 @click.option(
     "--report-metrics",
@@ -131,6 +141,7 @@ def client(
     connect_timeout: float,
     min_participants: int,
     on_tamper: OnTamper,
+    again: str | None,
     report_metrics: bool,
     passphrase_file: Path | None,
     trace: Path | None,
@@ -168,9 +179,7 @@ def client(
     place = state_folder(state or folder / "state", FILE, is_session)
     with locked(place, "client"), progress_bars(as_json=as_json) as show:
         kept = ClientState(place, keep)
-        for flag, path in targets.items():
-            if not force and not kept.claim(path):
-                check_absent(flag, path)
+        _prepare(kept, {} if force else targets, again)
         learner = Learner(
             keys.name,
             _trainer(data, partition, trainer, seed, data_seed, keys.name),
@@ -182,6 +191,7 @@ def client(
             save_best=BestModel(kept, save_best) if save_best else None,
             patience=patience,
             trace=trace and private_folder(trace),
+            one_set=kept.one_set,
         )
 
         def tell(report: RoundReport) -> None:
@@ -211,6 +221,15 @@ def client(
             print_json({"event": "saved", "path": str(save)})
         if save_best and not save_best.exists():
             log.warning("%s was not written: no model that came here is known to be the best so far", save_best)
+
+
+def _prepare(kept: ClientState, targets: Mapping[str, Path], again: str | None) -> None:
+    """Claim the files that may be replaced, and lift what a person has lifted. Raises ExistsError."""
+    for flag, path in targets.items():
+        if not kept.claim(path):
+            check_absent(flag, path)
+    if again and not kept.lift(again):
+        log.warning("--again %s changes nothing: it was used, or is the code of another refusal", again)
 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hefl.decisions import RunSettings
 from hefl.engine import Engine, check_terms
-from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError
+from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError, UselessSumsError
 from hefl.history import Announcement
+from hefl.params import SILENT_S
 from hefl.protocol import Join, View
 from hefl.rounds import Phase, Run
 
@@ -41,6 +42,16 @@ def check_num_examples(name: str, num_examples: int, engine: Engine, settings: R
             f"client {name} has {num_examples} examples, and this server takes at most {settings.max_num_examples}: "
             "the weights of clients with few examples would all be rounded to the same",
             hint=f"{hint}; or ask who runs the server for a higher --max-num-examples",
+        )
+
+
+def check_place(run: Run, name: str, join_nonce: str, silent_s: float) -> None:
+    """See that nobody else is here under a client's name. Raises NameInUseError."""
+    session = run.sessions.get(name)
+    if session and session.join_nonce != join_nonce and silent_s < SILENT_S:
+        raise NameInUseError(
+            f"another client is here as {name}",
+            hint=f"stop it first; one that crashed is let go after {SILENT_S:.0f} s of silence",
         )
 
 
@@ -130,6 +141,16 @@ def shown(run: Run) -> tuple[object, ...]:
     last = max((r for r in (run.model, run.closing) if r), key=lambda r: r.announcement.round, default=None)
     confirmed = last is not None and {m.name for m in last.members} <= run.confirmations.keys()
     return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run, frozenset())
+
+
+def useless_sums(run: Run) -> UselessSumsError:
+    """Why a run stops after sum after sum has made no model."""
+    numbers, members = run.useless_rounds, run.model.members if run.model else ()
+    return UselessSumsError(
+        f"the sums of rounds {', '.join(map(str, numbers))} made no model, all from the same one; in each were "
+        f"{', '.join(member.name for member in members)}",
+        hint="one of them sends what hefl never sends: find out which before you start again",
+    )
 
 
 def describe(run: Run) -> str:

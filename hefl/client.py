@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ from hefl.layout import unseal
 from hefl.learner import Learner
 from hefl.params import MIN_CLIENTS
 from hefl.polling import Poller
-from hefl.protocol import Confirmation, Join, MetricsReport, View, Welcome
+from hefl.protocol import Confirmation, Join, MetricsReport, Noted, View, Welcome
 from hefl.receiving import OnTamper, Receiver
 from hefl.wire import read_digest
 
@@ -117,6 +118,8 @@ class Client:
         self._rounds = 0
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
+        self._useless: int | None = None  # the last training's round, where its sum made no model
+        self._noted = 0  # the version from which on the server takes that into account
         self._bytes_up = 0
 
     async def run(self) -> None:
@@ -170,6 +173,7 @@ class Client:
             await self._connection.leave()  # or the others would wait
             raise
         self._welcome = welcome
+        await self._say_useless()  # the server has forgotten what this client said before it left
         self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
 
     def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
@@ -198,7 +202,7 @@ class Client:
                 version = -1  # the run goes on after all
                 continue
             announcement = view.announcement
-            if announcement and self._is_asked(announcement) and not view.committed:
+            if announcement and self._is_asked(announcement, view.version) and not view.committed:
                 await (self._decline if self._learner.has_enough(announcement) else self._answer)(announcement)
 
     async def _take_last(self, view: View) -> None:
@@ -256,18 +260,28 @@ class Client:
         say_who_confirmed(self.confirmed, self.unconfirmed)
         return True
 
-    def _is_asked(self, announcement: Announcement) -> bool:
+    def _is_asked(self, announcement: Announcement, version: int) -> bool:
         """Whether this client is to answer: it takes part, and has not answered yet.
 
+        Args:
+            announcement: The open one.
+            version: Of the view that shows it.
+
         Raises:
-            TamperError: It bears a sample weight that this client never told, or too few take part.
+            TamperError: It bears a sample weight that this client never told, or too few take part, or it is for
+                another sum than the useless one before.
         """
         if (announcement.round, announcement.attempt) <= self._done:
             return False
         mine = next((p for p in announcement.participants if p.name == self._folder.name), None)
         if mine is None or mine.join_nonce != self._state.join_nonce:
             return False
-        if mine.num_examples not in self._state.told:
+        limit = self._learner.limit_for(announcement)
+        if limit:
+            if limit.difference(announcement) and version < self._noted:
+                return False  # it was announced before the server could know
+            limit.check(announcement)
+        elif mine.num_examples not in self._state.told:
             raise TamperError(
                 f"the server announces {mine.num_examples} examples for {mine.name}, and this client never said so",
                 hint="a false weight could make the mean almost one client's own; do not go on with this server",
@@ -294,6 +308,8 @@ class Client:
             self._bytes_up = size
         except StaleError as error:
             log.warning("round %(round)d was missed: %(why)s", {"round": announcement.round, "why": error})
+            if self._learner.announced_num_examples != announcement.num_examples_of(self._folder.name):
+                await self._join()  # the server has not heard of the new number
         finally:
             path.unlink(missing_ok=True)
         self._done = (announcement.round, announcement.attempt)
@@ -318,6 +334,7 @@ class Client:
         headers = {
             protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
             protocol.HEADER_DIGEST: read_digest(path).hex(),
+            **({protocol.HEADER_WHOLE: "yes"} if self._learner.limit_for(announcement) else {}),
         }
         self._state.tell(self._learner.announced_num_examples)
         await self._connection.upload(where, path, size, headers, announcement.deadline_s)
@@ -335,6 +352,24 @@ class Client:
             self._taken = record.announcement.round
             report = await self._report(record, metrics, size)
             await self._tell_metrics(report.model, metrics)
+            if record.announcement.exchange == "training":
+                self._useless = record.announcement.round if self._learner.found_useless(record) else None
+                await self._say_useless()
+
+    async def _say_useless(self) -> None:
+        """Tell the server that the last training's sum made no model: from now on it may ask the same members only.
+
+        Raises:
+            TamperError: So many made none that this client stops.
+        """
+        limit = self._learner.one_set
+        if self._useless is None or limit is None:
+            return
+        with suppress(StaleError):  # another sum was published since, over the same members
+            body = await self._connection.call("POST", f"/v1/rounds/{self._useless}/useless")
+            self._noted = protocol.decode(body, Noted).version
+        if limit.is_spent:
+            raise limit.spent()
 
     async def _tell_metrics(self, model: int, metrics: Metrics) -> None:
         """Tell the server of a model's quality, to three digits, where whoever runs this client wants that."""

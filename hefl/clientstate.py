@@ -19,14 +19,18 @@ from hefl.files import private_folder, replacing, storing
 from hefl.history import Hex16, Hex32, NumExamples, Record, Value
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import write_model
+from hefl.oneset import OneSet
 from hefl.params import KEEP_AGGREGATES
 from hefl.patience import Progress
 
 FILE = "session.json"
 BEGINS = b'{"join_nonce":'
 
-TOLD = 16
-"""So many different sample weights are remembered: one that stands in an open attempt was told lately."""
+TOLD = 2
+"""So many different sample weights are remembered when a round is over: the last one, and the one before it."""
+
+MOST_TOLD = 16
+"""So many within one round: each start may tell another one, while an attempt with an older one is open."""
 
 OURS = re.compile(r"\.?(\d{10})\.(?:agg|layout|json)(?:\.part)?")
 """Names of what is kept; a file of any other name is not removed."""
@@ -65,6 +69,7 @@ class _Session(Value, frozen=True, kw_only=True):
     Attributes:
         stands: The round of the aggregate whose model was the run's before and after the last record, and these points.
         written: Model files that this client wrote, by path: those that may be there.
+        one_set: For whom it trains again from a model that was in a useless sum, of this run or an earlier one.
     """
 
     join_nonce: Hex16
@@ -72,6 +77,7 @@ class _Session(Value, frozen=True, kw_only=True):
     chain: Chain | None = None
     stands: tuple[int, _Point, _Point] | None = None
     written: dict[str, tuple[_Written, ...]] = {}  # noqa: RUF012 - msgspec copies it
+    one_set: OneSet | None = None
 
 
 class Kept(NamedTuple):
@@ -132,7 +138,25 @@ class ClientState:
         """Note a sample weight durably, before the server hears of it. Raises StateError where it cannot be stored."""
         others = tuple(number for number in self._session.told if number != num_examples)
         if self._session.told[-1:] != (num_examples,):
-            self._write(msgspec.structs.replace(self._session, told=(*others[1 - TOLD :], num_examples)))
+            self._write(msgspec.structs.replace(self._session, told=(*others[1 - MOST_TOLD :], num_examples)))
+
+    @property
+    def one_set(self) -> OneSet | None:
+        """For whom this client trains again from a model that was in a useless sum."""
+        return self._session.one_set
+
+    def limit(self, one_set: OneSet | None) -> None:
+        """Note that durably. Raises StateError where it cannot be stored."""
+        if one_set != self._session.one_set:
+            self._write(msgspec.structs.replace(self._session, one_set=one_set))
+
+    def lift(self, code: str) -> bool:
+        """Train again for whoever is there, where the code is that of what was refused; whether it is."""
+        limit = self._session.one_set
+        if limit is None or limit.lifted or limit.code != code:
+            return False
+        self.limit(msgspec.structs.replace(limit, lifted=True))
+        return True
 
     @property
     def chain(self) -> Chain | None:
@@ -141,8 +165,11 @@ class ClientState:
 
     def follow(self, chain: Chain) -> None:
         """Note durably what was seen. Raises StateError where it cannot be stored."""
-        if chain != self._session.chain:
-            self._write(msgspec.structs.replace(self._session, chain=chain))
+        before, told = self._session.chain, self._session.told
+        if before and chain.round > before.round:
+            told = told[-TOLD:]
+        if chain != before:
+            self._write(msgspec.structs.replace(self._session, chain=chain, told=told))
 
     def begin(self, chain: Chain) -> None:
         """Follow another run: what is kept of the one before goes.
@@ -157,7 +184,8 @@ class ClientState:
                 hint="move it away, name another file, or add --force",
             )
         self._drop_all_but([])
-        self._write(_Session(join_nonce=self.join_nonce, told=self._session.told, chain=chain))
+        told = self._session.told[-1:]  # when it joined, before it knew the run
+        self._write(_Session(join_nonce=self.join_nonce, told=told, chain=chain, one_set=self._session.one_set))
 
     # --- models in files of the user's --------------------------------------------------------------------------------
 

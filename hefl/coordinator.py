@@ -15,22 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from hefl import answers, decisions, rounds
+from hefl import answers, decisions, events, rounds
 from hefl.ckks.context import PublicContext
 from hefl.decisions import RunSettings
 from hefl.engine import Engine
 from hefl.errors import (
     DiskFullError,
-    HeflError,
     MalformedError,
-    NameInUseError,
+    ProtocolError,
     StaleError,
     StateError,
 )
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.news import Emit, News
-from hefl.params import POLL_S, RECORDS_AT_ONCE, SILENT_S
+from hefl.params import MAX_USELESS_SUMS, POLL_S, RECORDS_AT_ONCE, SILENT_S
+from hefl.presence import Presence
 from hefl.protocol import Join, OtherLayoutError, View
 from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
@@ -77,9 +77,8 @@ class Coordinator:
         self._stopping = False
         self._version = journal.now.seq  # of the last event that changed what all clients are shown
         self._phase_since = self._enough_since = self._reminded = time.monotonic()
-        # Who was here before a restart is taken to be here still, and waited for, until it is silent for too long.
-        self._seen = dict.fromkeys(self.run.sessions, time.monotonic())
-        self._unheard = set(self.run.sessions)
+        self._presence = Presence(self.run.sessions)
+        self._spent_since: float | None = None  # when sum after sum had made no model
         self._tally = self.tally_type(public, engine, journal, spool, settings.keep)
         self._full = False
 
@@ -127,14 +126,19 @@ class Coordinator:
             if event := decisions.at_start(replace(self.run, known=known), self.settings):
                 before = self.run
                 await self._apply(event)
-                if isinstance(event, rounds.Extended):
+                if isinstance(event, events.Extended):
                     self._news.extended(before, self.run)
 
     # --- what time brings ---------------------------------------------------------------------------------------------
 
     async def tick(self, patience_s: float) -> None:
-        """Do what is due; where that is nothing, wait for news, and for so long at most."""
+        """Do what is due; where that is nothing, wait for news, and for so long at most.
+
+        Raises:
+            UselessSumsError: Sum after sum made no model, and everyone has heard of the last one.
+        """
         version = self._journal.now.seq
+        self._check_useful()
         try:
             await self._act()
             self._full = False
@@ -160,22 +164,30 @@ class Coordinator:
                 await self._publish()
                 return
             clock = self._clock()
-            if self.run.phase is Phase.GATHERING and (self._unheard & self.run.sessions.keys()) - clock.silent:
+            if self.run.phase is Phase.GATHERING and self._presence.is_waited_for(self.run.sessions):
                 return
             match decisions.decide(self.run, clock):
                 case decisions.Announce() as decision:
                     await self._announce(decision)
                 case decisions.Close():
-                    await self._apply(rounds.Closed())
+                    await self._apply(events.Closed())
                 case decisions.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
                 case decisions.Stop():
                     await self._stop_training()
                 case decisions.Finish():
-                    await self._apply(rounds.Finished())
+                    await self._apply(events.Finished())
                 case decisions.End():
-                    await self._apply(rounds.Ended())
+                    await self._apply(events.Ended())
                     self._news.ended(self.run)
+
+    def _check_useful(self) -> None:
+        """End where clients end too, once those who are here have said what they think of the last sum."""
+        if self._spent_since is None or self.run.model is None:
+            return
+        here = self.run.sessions.keys() & {member.name for member in self.run.model.members}
+        if here <= self.run.useless or time.monotonic() - self._spent_since > SILENT_S:
+            raise answers.useless_sums(self.run)
 
     def remind(self) -> None:
         """Say whom the run waits for."""
@@ -189,7 +201,7 @@ class Coordinator:
     def _clock(self) -> decisions.Clock:
         now = time.monotonic()
         return decisions.Clock(
-            silent=frozenset(n for n in self.run.sessions if now - self._seen.get(n, now) > SILENT_S),
+            silent=self._presence.silent(self.run.sessions),
             phase_s=now - self._phase_since,
             enough_s=now - self._enough_since,
             join_wait_s=self.settings.join_wait_s,
@@ -197,7 +209,7 @@ class Coordinator:
             linger_s=self.settings.linger_s,
         )
 
-    async def _apply(self, event: rounds.Event) -> None:
+    async def _apply(self, event: events.Event) -> None:
         before = self.run
         await asyncio.to_thread(self._journal.append, event)
         await self._tell(before)
@@ -223,16 +235,16 @@ class Coordinator:
             terms=self.engine.terms,
             deadline_s=self.settings.round_timeout_s,
         )
-        await self._apply(rounds.Announced(announcement))
+        await self._apply(events.Announced(announcement))
         self._news.announced(announcement)
 
     async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
-        await self._apply(rounds.Abandoned(culprits))
+        await self._apply(events.Abandoned(culprits))
         self._news.abandoned(self.run, reason)
         await asyncio.to_thread(self._tally.end_attempt)
 
     async def _stop_training(self) -> None:
-        await self._apply(rounds.Stopped())
+        await self._apply(events.Stopped())
         self._news.stopped(self.run)
         await asyncio.to_thread(self._tally.end_attempt)
 
@@ -244,12 +256,12 @@ class Coordinator:
         bytes_up = self._tally.bytes_up()
         try:
             record = await asyncio.to_thread(self._tally.write_aggregate)
+            await self._apply(events.Published(record))
         except DiskFullError:
             raise  # the attempt is closed, and its sum waits for room
-        except HeflError as error:
+        except ProtocolError as error:
             await self._abandon(str(error), frozenset())
             return
-        await self._apply(rounds.Published(record))
         await asyncio.to_thread(self._tally.end_attempt)
         self._news.published(record, bytes_up, self._tally.timings.take())
 
@@ -262,7 +274,8 @@ class Coordinator:
             EngineError, NumExamplesError, LayoutError, NameInUseError, OtherLayoutError: It does not fit in.
         """
         async with self._lock:
-            self._check_join(name, join)
+            answers.check_join(name, join, self.engine, self.settings)
+            answers.check_place(self.run, name, join.join_nonce, self._presence.silent_s(name))
             reference = self._journal.reference
             if reference and (join.layout, join.values) == (reference.layout, reference.values):
                 pass
@@ -273,20 +286,10 @@ class Coordinator:
                     f"{name}'s model has another layout than the other clients'", reference.sealed_layout
                 )
             if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
-                await self._apply(rounds.Joined(name, join.num_examples, join.join_nonce))
-            self._hear(name)
+                await self._apply(events.Joined(name, join.num_examples, join.join_nonce))
+            self._presence.hear(name)
         self._news.joined(name, join.num_examples)
         self.remind()
-
-    def _check_join(self, name: str, join: Join) -> None:
-        answers.check_join(name, join, self.engine, self.settings)
-        session = self.run.sessions.get(name)
-        silent_s = time.monotonic() - self._seen.get(name, 0.0)
-        if session and session.join_nonce != join.join_nonce and silent_s < SILENT_S:
-            raise NameInUseError(
-                f"another client is here as {name}",
-                hint=f"stop it first; one that crashed is let go after {SILENT_S:.0f} s of silence",
-            )
 
     def heard_of(self, name: str, join_nonce: str) -> None:
         """Note that a client lives.
@@ -296,11 +299,7 @@ class Coordinator:
             NameInUseError: Another process has joined under its name since.
         """
         answers.check_session(self.run, name, join_nonce)
-        self._hear(name)
-
-    def _hear(self, name: str) -> None:
-        self._seen[name] = time.monotonic()
-        self._unheard.discard(name)
+        self._presence.hear(name)
 
     async def view(self, name: str, after: int) -> View:
         """The run as one client needs to see it, once there are news since version ``after``, or after POLL_S.
@@ -312,8 +311,10 @@ class Coordinator:
             await self._wait(lambda: self._version > after, POLL_S)
         return answers.view_of(self.run, name, self._journal.now.seq, self._clock().silent)
 
-    async def commit(self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int) -> None:
-        """Add a whole and durable upload to the sum, once.
+    async def commit(
+        self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int, *, whole: bool
+    ) -> None:
+        """Add a whole and durable upload to the sum, once; ``whole`` is that of events.Committed.
 
         Raises:
             MalformedError, MismatchError, EngineError: It is not an update of this attempt; nothing has changed.
@@ -332,7 +333,7 @@ class Coordinator:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
         async with self._lock:
             answers.check_open(self.run, announcement)
-            event, before = rounds.Committed(name, upload.digest, next_num_examples), self.run
+            event, before = events.Committed(name, upload.digest, next_num_examples, whole), self.run
             if answers.is_committed(self.run, name, upload.digest):
                 return
             await asyncio.to_thread(self._tally.take, frame, event)
@@ -349,20 +350,42 @@ class Coordinator:
         async with self._lock:
             answers.check_open(self.run, announcement)
             if name not in self.run.enough:
-                await self._apply(rounds.Enough(name))
+                await self._apply(events.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
+
+    async def useless(self, name: str, round_num: int) -> int:
+        """A member of the last training's sum trains again from the model of before.
+
+        Returns:
+            The version from which on a view takes that into account.
+
+        Raises:
+            StaleError: Another training's sum was published since.
+            ConflictError: It was not in that sum.
+        """
+        async with self._lock:
+            await self._apply(events.Useless(name, round_num))
+            self._news.useless(self.run, name)
+            announcement, why = self.run.announcement, None
+            if announcement and self.run.phase is Phase.COLLECTING:
+                why = self.run.misfit(announcement)
+            if why:
+                await self._abandon(why, frozenset())
+            if self._spent_since is None and len(self.run.useless_rounds) >= MAX_USELESS_SUMS:
+                self._spent_since = time.monotonic()
+            return self._journal.now.seq
 
     async def fetched(self, name: str, confirmation: str) -> None:
         """A client has the last record, and confirms it to the others."""
         async with self._lock:
             if self.run.confirmations.get(name) != confirmation:
-                await self._apply(rounds.Fetched(name, confirmation))
+                await self._apply(events.Fetched(name, confirmation))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
         async with self._lock:
             if name in self.run.sessions and not self.ended:
-                await self._apply(rounds.Left(name))
+                await self._apply(events.Left(name))
                 self._news.left(name)
 
     async def know(self, names: tuple[str, ...]) -> None:
@@ -372,7 +395,7 @@ class Coordinator:
             if self.ended or (names == self.run.known and not gone):
                 return
             try:
-                await self._apply(rounds.Known(names))
+                await self._apply(events.Known(names))
             except DiskFullError:
                 return  # the list is read again
         for name in gone:

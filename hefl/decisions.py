@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hefl.codec import Exchange
 from hefl.engine import Terms
+from hefl.events import Extended, Reopened
 from hefl.history import Announcement, Participant
-from hefl.params import KEEP_AGGREGATES, MAX_VALUES, MIN_CLIENTS, SERVED_NUM_EXAMPLES
-from hefl.rounds import Extended, Phase, Reopened, Run
+from hefl.params import KEEP_AGGREGATES, MAX_USELESS_SUMS, MAX_VALUES, MIN_CLIENTS, SERVED_NUM_EXAMPLES
+from hefl.rounds import Phase, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Announce:
 
     exchange: Exchange
     names: tuple[str, ...]
+    weights: Mapping[str, int] | None = None
+    """Those of a useless sum, which is tried again; None are what each client has said last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,9 @@ def _gather(run: Run, clock: Clock) -> Decision | None:
     closing_failed = run.exchange == "closing" and failed
     if run.closed or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
+    if run.again is not None:
+        here = len(run.useless_rounds) < MAX_USELESS_SUMS and run.again.keys() <= set(present)
+        return Announce(run.exchange, tuple(run.again), run.again) if here else None
     if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None
     if run.exchange != "initial":
@@ -144,7 +151,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     announcement = run.announcement
     if announcement is None:
         raise ValueError("collecting without an announcement")
-    if run.lost and run.attempt == run.called_off + 1 and run.exchange != "closing":
+    first = run.attempt == run.called_off + 1
+    if run.lost and (first or run.needs_all) and run.exchange != "closing":
         # In a round's first attempt only: who does so again and again is left out. A closing round has no other.
         return Abandon(f"{run.lost[0]} came back without its state")
     late = clock.phase_s >= announcement.deadline_s
@@ -152,7 +160,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     if run.awaited and not late:
         return None
     needed = 1 if run.exchange == "initial" else max(run.min_clients, MIN_CLIENTS)
-    if len(run.committed) >= needed:
+    whole = not (run.needs_all and missing)
+    if len(run.committed) >= needed and whole:
         return Close()
     if len(run.enough) >= needed:
         return Stop()
@@ -163,6 +172,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
     why = "the deadline passed" if late else "clients left"
     if run.enough:
         why = f"{', '.join(sorted(run.enough))} had enough, and the others not: {why}"
+    if not whole:
+        return Abandon(f"{why}, and only a sum with {', '.join(sorted(missing))} may be made", missing)
     return Abandon(f"{why} with {len(run.committed)} of at least {needed} updates in", missing)
 
 
@@ -183,7 +194,7 @@ def announcement_of(run: Run, decision: Announce, *, values: int, terms: Terms, 
         participants=tuple(
             Participant(
                 name=name,
-                num_examples=run.sessions[name].num_examples,
+                num_examples=(decision.weights or {}).get(name, run.sessions[name].num_examples),
                 join_nonce=run.sessions[name].join_nonce,
             )
             for name in decision.names

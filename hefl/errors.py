@@ -26,6 +26,7 @@
     ├── UnreachableError            5   nobody answers, or not in time
     │   ├── TooSlowError                what was to be sent comes too slowly
     │   └── TooManyError                more at once than one peer may ask for
+    ├── UselessSumsError            1   sum after sum makes no model
     ├── NameInUseError              1   another live client has this name
     ├── PortInUseError              1   the port is taken
     ├── ExistsError                 1   the output is there already
@@ -207,6 +208,7 @@ TAMPER_CHECKS = (
     "history",
     "attempt-rises",
     "enough-participants",
+    "one-set",
 )
 """What a client checks before it answers an attempt, and before it believes a sum; each refuses alone."""
 
@@ -235,6 +237,10 @@ class TooManyError(UnreachableError):
     """One peer asks for too much at once."""
 
     http_status = 429
+
+
+class UselessSumsError(HeflError):
+    """Sum after sum made no model."""
 
 
 class NameInUseError(HeflError):

@@ -84,6 +84,10 @@ class Announcement(Value, frozen=True, kw_only=True):
         """The participants' names."""
         return tuple(p.name for p in self.participants)
 
+    def num_examples_of(self, name: str) -> int | None:
+        """A participant's announced sample weight; None for who takes no part."""
+        return next((p.num_examples for p in self.participants if p.name == name), None)
+
     def as_attempt(self) -> Attempt:
         """What an engine needs to know; initial arrays weigh 1, and so do updates that clients have weighed."""
         plain = self.exchange == "initial" or self.weighting == "client"

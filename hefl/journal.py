@@ -26,17 +26,18 @@ import msgspec
 from hefl.ckks.context import Identity
 from hefl.engine import Terms
 from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError, reason_of
+from hefl.events import Announced, Event, Published
 from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
 from hefl.links import first_link, next_link, run_link
 from hefl.params import ROUNDS
 from hefl.protocol import Join
-from hefl.rounds import Announced, Event, Published, Run, advance
+from hefl.rounds import Run, advance
 from hefl.spool import holds_files
 
 FILE = "journal.sqlite"
 APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CHECKPOINT_EVENTS = 256
 """So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
 BUSY_S = 5.0

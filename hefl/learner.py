@@ -20,6 +20,7 @@ from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, 
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import read_model, write_model
+from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
 from hefl.timings import Timings
@@ -83,6 +84,8 @@ class Learner:
         patience: Stop after so many rounds without a better averaged validation loss; None never does.
         trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
 
+        one_set: For whom it trains again from a model that was in a useless sum, as an earlier process left it.
+
     Attributes:
         engine: As given.
         layout: The model's tensors and metrics.
@@ -90,6 +93,7 @@ class Learner:
         model: The last global model, None before round 0 is over.
         progress: How its averaged loss has gone, as far as this client has seen it, or all have told each other.
         apart: The model is not that of the run's last record, which this client skipped.
+        one_set: As given, or after a useless sum since.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Learner:
         save_best: KeepsBest | None = None,
         patience: int | None = None,
         trace: Path | None = None,
+        one_set: OneSet | None = None,
     ) -> None:
         self.name = name
         self.timings = Timings()
@@ -133,6 +138,8 @@ class Learner:
         self._trace = Trace(trace, name, self.layout, engine) if trace else None
         self.model: GlobalModel | None = None
         self.apart = False
+        self.one_set = one_set
+        self._digest: tuple[GlobalModel, str] | None = None
         self._rounding = 0.0  # of this client's share of the last sum
         self._measured = -1  # the round that made the model which the last metrics are of
         self._trained: tuple[int, Arrays, dict[str, float]] | None = None
@@ -175,13 +182,35 @@ class Learner:
         Raises:
             EngineError, LayoutError: The announcement's engine or number of values is not this client's.
             StaleError: It is about a round that this client has no model for.
+            TamperError: It is to be summed over others than the sum before, from the same model.
             UpdateError: The update cannot be encrypted.
             TrainerError: The user's code failed.
         """
         self._check(announcement)
+        if limit := self.limit_for(announcement):
+            limit.check(announcement)
         vector = self._vector(announcement)
         with self.timings.phase("encrypt"):
             return write_update(file, vector, self._secret, self.engine, announcement, self.name).seed
+
+    def limit_for(self, announcement: Announcement) -> OneSet | None:
+        """For whom alone this client does what an announcement asks for; None where its model was in no useless sum."""
+        limit = self.one_set
+        if limit is None or limit.lifted or not self._starts_from_here(announcement):
+            return None
+        return limit if limit.model == self._model_digest() else None
+
+    def found_useless(self, record: Record) -> bool:
+        """Whether a record's sum made no model, and this client is to train again from the one of before."""
+        limit = self.one_set
+        return limit is not None and not limit.lifted and record.head in limit.sums
+
+    def _model_digest(self) -> str:
+        if self.model is None:
+            raise StaleError("there is no global model yet")
+        if self._digest is None or self._digest[0].arrays is not self.model.arrays:
+            self._digest = self.model, digest_of(self.model.arrays)
+        return self._digest[1]
 
     def _check(self, announcement: Announcement) -> None:
         check_terms(self.engine, announcement.terms, "the server")
@@ -218,8 +247,8 @@ class Learner:
         return metrics | self._patience.tell(self.progress) if self._patience else metrics
 
     def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
-        """Evaluate and train; a second attempt at a round uses the first one's result."""
-        if self._trained and self._trained[0] == model.round:
+        """Evaluate and train. A second attempt from one model uses the first one's result: it tells nothing new."""
+        if self._trained and self._trained[0] == model.made_in:
             return self._trained[1:]
         metrics = self._evaluate(model)
         with self.timings.phase("train"), threadpool_limits(1):
@@ -230,7 +259,7 @@ class Learner:
                 "fit used %d examples instead of %d; the new number weighs %s", count, self.num_examples, weighs
             )
             self.num_examples = count
-        self._trained = (model.round, arrays, metrics)
+        self._trained = (model.made_in, arrays, metrics)
         return arrays, metrics
 
     def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
@@ -249,6 +278,8 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
+        if limit := self.limit_for(announcement):
+            limit.check(record)
         at_start = self.model if self._starts_from_here(announcement) else None
         self._measured = at_start.made_in if at_start else announcement.round - 1
         before = None if self.apart else at_start
@@ -257,6 +288,7 @@ class Learner:
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
                 metrics = self._accept(total, record)
         except UploadError as error:
+            self._limit(record)
             return self._pass_over(announcement, error)
         if self._initial_file:
             self._say_whether_used(self._initial_file, record)
@@ -292,14 +324,24 @@ class Learner:
         # Initial arrays come without metrics.
         self.progress = progress or (self._progress_after(metrics) if metrics else Progress())
 
-    def skip(self, announcement: Announcement, error: ProtocolError) -> Metrics:
+    def skip(self, record: Record, error: ProtocolError) -> Metrics:
         """Keep the model of before, where this client cannot believe a sum that the others may have taken.
+
+        One that fails its tag alone may be read by the client that sent a false tag, as a useless one by any.
 
         Raises:
             ProtocolError: The error, where it leaves no model: of round 0.
         """
         self.apart = True
-        return self._pass_over(announcement, error)
+        if error.check == "tag":
+            self._limit(record)
+        return self._pass_over(record.announcement, error)
+
+    def _limit(self, record: Record) -> None:
+        """Train again from this model only for the same sum, where this client's update was in that of a record."""
+        mine = any(member.name == self.name for member in record.members)
+        if mine and record.announcement.exchange == "training" and self._starts_from_here(record.announcement):
+            self.one_set = OneSet.after(self.one_set, self._model_digest(), record)
 
     def _pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
         """Count a round that an error made useless, and keep the model, where there is one; there are no metrics.

@@ -107,6 +107,17 @@ class News:
             }
         )
 
+    def useless(self, run: Run, name: str) -> None:
+        """A client says that the last sum made no model."""
+        number, members = run.model_round, [member.name for member in run.model.members] if run.model else []
+        hint = "one of them sends what hefl never sends; the others train again, for the very same sum"
+        log.warning(
+            "round %(round)d made no model, says %(client)s; in it were %(members)s",
+            {"round": number, "client": name, "members": ", ".join(members)},
+            extra={"hint": hint},
+        )
+        self._emit({"event": "useless", "round": number, "client": name})
+
     def stopped(self, run: Run) -> None:
         """The clients had enough."""
         last, planned = run.model_round, run.last_training
@@ -138,6 +149,13 @@ class News:
                 {"round": run.next_round, "awaited": ", ".join(run.awaited), "deadline_s": left_s},
             )
         here = run.sessions.keys() - clock.silent
+        if run.phase is Phase.GATHERING and run.again is not None and (absent := sorted(run.again.keys() - here)):
+            log.info(
+                "waiting for %s: after the useless sum of round %d only its members train again, and all of them",
+                ", ".join(absent),
+                run.model_round,
+            )
+            return
         if run.phase is Phase.GATHERING and (absent := [name for name in run.known if name not in here]):
             names = ", ".join(absent)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)

@@ -22,6 +22,9 @@ NAME_PATTERN = r"[a-z0-9][a-z0-9-]{0,31}"
 MIN_CLIENTS = 2
 """Fewer clients than this in a sum would hand one client's update to the others."""
 
+MAX_USELESS_SUMS = 3
+"""After so many sums in a row that made no model, a client and an honest server stop: one client spoils them."""
+
 MAX_CLIENTS = 1024
 MAX_NUM_EXAMPLES = 2**40
 MAX_VALUES = 2**31

@@ -5,6 +5,7 @@
     PUT  /v1/rounds/ROUND/ATTEMPT/update        an update's frame, behind Expect: 100-continue; or the rest of it
     GET  /v1/rounds/ROUND/ATTEMPT/update        -> Held: how much of it is here, so that it need not travel again
     POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
+    POST /v1/rounds/ROUND/useless               -> Noted: the round's sum made no model for this member of it
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
     GET  /v1/records?after=ROUND                -> records as of ``compact``, oldest first; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
@@ -42,6 +43,8 @@ HEADER_NUM_EXAMPLES = "Hefl-Num-Examples"
 """With an update: the sender's sample weight from the next round on."""
 HEADER_DIGEST = "Hefl-Digest"
 """About an update: its digest, by which the server knows it again."""
+HEADER_WHOLE = "Hefl-Whole"
+"""With an update, "yes": its model was in a useless sum, so it may only be in a sum of all who are announced."""
 HEADER_OFFSET = "Hefl-Offset"
 """With the rest of an update: where it goes on."""
 HEADER_CLIENT = "Hefl-Client"
@@ -143,6 +146,16 @@ class Held(Value, frozen=True, kw_only=True):
 
     bytes: Annotated[int, msgspec.Meta(ge=0)]
     committed: bool
+
+
+class Noted(Value, frozen=True, kw_only=True):
+    """What a client said counts.
+
+    Attributes:
+        version: From this one on a view takes it into account.
+    """
+
+    version: int
 
 
 MetricName = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,64}\Z")]

@@ -88,7 +88,8 @@ class Receiver:
             if self._on_tamper == "stop":
                 raise
             log.error("round %d did not pass the check %r", record.announcement.round, error.check)
-            metrics = learner.skip(record.announcement, error)
+            metrics = learner.skip(record, error)
+        self._state.limit(learner.one_set)
         if learner.model and learner.model.arrays is not before:
             self._state.keep(record, learner.layout, self._folder.secret)
             self._kept = record.announcement.round

@@ -12,6 +12,25 @@ from enum import Enum
 
 from hefl.codec import Exchange
 from hefl.errors import ConflictError, StaleError
+from hefl.events import (
+    Abandoned,
+    Announced,
+    Closed,
+    Committed,
+    Ended,
+    Enough,
+    Event,
+    Extended,
+    Fetched,
+    Finished,
+    Joined,
+    Known,
+    Left,
+    Published,
+    Reopened,
+    Stopped,
+    Useless,
+)
 from hefl.history import Announcement, Record
 
 
@@ -29,129 +48,12 @@ class Phase(Enum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A client is here, or here again."""
-
-    name: str
-    num_examples: int
-    join_nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A client said that it goes, or is taken for dead."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """These clients may join from now on; whoever else is here has left."""
-
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Announced:
-    """An attempt is open."""
-
-    announcement: Announcement
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """A participant's update of the open attempt is stored; ``num_examples`` is its weight from the next round on."""
-
-    name: str
-    digest: str
-    num_examples: int
-
-
-@dataclass(frozen=True, slots=True)
-class Enough:
-    """A participant will not train any more: it decided, as all do alike, that the model gets no better."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """No more updates are taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """The attempt came to nothing; ``culprits`` are passed over as senders of the initial arrays."""
-
-    culprits: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """The participants had enough: the open attempt and all later trainings are called off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The attempt's aggregate stands."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """There will be no more rounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A client has the last record, and confirms for the others which one that is."""
-
-    name: str
-    confirmation: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The server may go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reopened:
-    """The result of a run that has ended is to be had again, by whoever came late."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extended:
-    """The run is to have so many trainings, more than before; a finished run goes on."""
-
-    rounds: int
-
-
-Event = (
-    Joined
-    | Left
-    | Known
-    | Announced
-    | Committed
-    | Enough
-    | Closed
-    | Abandoned
-    | Stopped
-    | Published
-    | Finished
-    | Fetched
-    | Ended
-    | Reopened
-    | Extended
-)
-
 TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
         Joined: Phase.GATHERING,
         Left: Phase.GATHERING,
         Known: Phase.GATHERING,
+        Useless: Phase.GATHERING,
         Announced: Phase.COLLECTING,
         Finished: Phase.DRAINING,
         Extended: Phase.GATHERING,
@@ -162,6 +64,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Known: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
         Enough: Phase.COLLECTING,
+        Useless: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
         Stopped: Phase.GATHERING,
@@ -171,6 +74,7 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
         Known: Phase.SUMMING,
+        Useless: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
         Extended: Phase.SUMMING,
@@ -213,6 +117,9 @@ class Run:
         announcement: Of the open attempt.
         committed: Digests of the open attempt's updates, by name.
         enough: Participants of the open attempt that will not train any more.
+        whole: Participants of the open attempt whose updates may only be in a sum of all.
+        useless: Who says that the last training's sum made no model.
+        useless_rounds: Trainings in a row of which that was said.
         called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
@@ -233,6 +140,9 @@ class Run:
     announcement: Announcement | None = None
     committed: Mapping[str, str] = field(default_factory=dict)
     enough: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    useless: frozenset[str] = frozenset()
+    useless_rounds: tuple[int, ...] = ()
     called_off: int = 0
     passed_over: frozenset[str] = frozenset()
     model: Record | None = None
@@ -266,6 +176,28 @@ class Run:
     def model_round(self) -> int:
         """The round that the last model stands for; 0 also where there is none."""
         return self.model.announcement.round if self.model else 0
+
+    @property
+    def again(self) -> Mapping[str, int] | None:
+        """Who alone may answer the next round, with which weights: the members of a useless sum.
+
+        None where nobody who is here says that the last one was.
+        """
+        if self.model is None or not self.useless & self.sessions.keys():
+            return None
+        return {member.name: member.weight for member in self.model.members}
+
+    @property
+    def needs_all(self) -> bool:
+        """The open attempt may only end in a sum of all who are announced."""
+        return bool(self.whole) or self.again is not None
+
+    def misfit(self, announcement: Announcement) -> str | None:
+        """What keeps an announcement from being answered after a useless sum, in words; None where nothing does."""
+        if self.again is None or announcement.as_attempt().weights == self.again:
+            return None
+        who, number = ", ".join(sorted(self.useless & self.sessions.keys())), self.model_round
+        return f"by {who} the sum of round {number} made no model: only its members train again, with the same weights"
 
     @property
     def closed(self) -> bool:
@@ -322,11 +254,14 @@ def _check(run: Run, event: Event) -> None:
             members = {m.name for m in record.members}
             if record.announcement != run.announcement or not members <= run.committed.keys():
                 raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
+            _check_whole(run, record)
         case Enough(name):
             if run.announcement is None or name not in run.announcement.names:
                 raise ConflictError(f"{name} takes no part in this attempt")
             if run.exchange != "training" or run.next_round == 1 or name in run.committed:
                 raise ConflictError(f"{name} cannot have had enough in round {run.next_round} ({run.exchange})")
+        case Useless(name, number):
+            _check_useless(run, name, number)
         case Extended(rounds):
             if rounds <= run.rounds:
                 raise ConflictError(f"a run of {run.rounds} rounds cannot be extended to {rounds}")
@@ -334,10 +269,33 @@ def _check(run: Run, event: Event) -> None:
             pass
 
 
+def _check_useless(run: Run, name: str, number: int) -> None:
+    """Refuse what is said of another sum than the last training's, or by whom it cannot concern."""
+    last = run.model
+    if last is None or last.announcement.exchange != "training" or last.announcement.round != number:
+        raise StaleError(f"round {number} is not the last training")
+    if name not in {m.name for m in last.members}:
+        raise ConflictError(f"{name} was not in the sum of round {number}")
+
+
+def _check_whole(run: Run, record: Record) -> None:
+    """Refuse a sum of fewer or others than those who are in it would be in: with another it gives updates away."""
+    missing = set(record.announcement.names) - {m.name for m in record.members}
+    if run.needs_all and missing:
+        raise ConflictError(
+            f"round {record.announcement.round} may only be summed whole, and there is nothing of "
+            f"{', '.join(sorted(missing))}"
+        )
+    if misfit := run.misfit(record.announcement):
+        raise ConflictError(f"round {record.announcement.round} may not be summed so: {misfit}")
+
+
 def _apply(run: Run, event: Event) -> Run:
     match event:
         case Joined(name, num_examples, join_nonce):
-            return replace(run, sessions={**run.sessions, name: Session(num_examples, join_nonce)})
+            # Whoever comes again says again what it thinks of the last sum.
+            joined = {**run.sessions, name: Session(num_examples, join_nonce)}
+            return replace(run, sessions=joined, useless=run.useless - {name})
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
         case Known(names):
@@ -356,8 +314,12 @@ def _apply(run: Run, event: Event) -> Run:
             return _commit(run, event)
         case Enough(name):
             return replace(run, enough=run.enough | {name})
+        case Useless(name, number):
+            in_a_row = (*(n for n in run.useless_rounds if n != number), number)
+            return replace(run, useless=run.useless | {name}, useless_rounds=in_a_row)
         case Announced() | Abandoned() | Stopped() | Published():
-            return _open_or_end(replace(run, announcement=None, committed={}, enough=frozenset()), event)
+            idle = replace(run, announcement=None, committed={}, enough=frozenset(), whole=frozenset())
+            return _open_or_end(idle, event)
 
 
 def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -> Run:
@@ -371,8 +333,11 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
             return replace(run, stopped=True, called_off=run.attempt)
         case Published(record):
             closing = record.announcement.exchange == "closing"
+            in_a_row = run.model is not None and run.model_round in run.useless_rounds
             return replace(
                 run,
+                useless=run.useless if closing else frozenset(),
+                useless_rounds=run.useless_rounds if closing or in_a_row else (),
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
                 # Extended while it closed.
@@ -395,4 +360,5 @@ def _commit(run: Run, event: Committed) -> Run:
     sessions = dict(run.sessions)
     if event.name in sessions:
         sessions[event.name] = replace(sessions[event.name], num_examples=event.num_examples)
-    return replace(run, committed={**run.committed, event.name: event.digest}, sessions=sessions)
+    whole = run.whole | {event.name} if event.whole else run.whole
+    return replace(run, committed={**run.committed, event.name: event.digest}, sessions=sessions, whole=whole)

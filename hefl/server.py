@@ -35,7 +35,7 @@ from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.news import Emit, Refusals, say_who_lacks
 from hefl.params import POLL_S
-from hefl.protocol import Confirmation, Held, Join, MetricsReport, Welcome
+from hefl.protocol import Confirmation, Held, Join, MetricsReport, Noted, Welcome
 from hefl.rounds import Phase, Run
 from hefl.spool import Spool, Upload, Writing
 from hefl.updates import max_update_bytes
@@ -142,6 +142,7 @@ class Server:
                 web.put(UPDATE_PATH, self._update, expect_handler=self._expect),
                 web.get(UPDATE_PATH, self._held, allow_head=False),
                 web.post(r"/v1/rounds/{round:\d+}/{attempt:\d+}/enough", self._enough),
+                web.post(r"/v1/rounds/{round:\d+}/useless", self._useless),
                 web.get(r"/v1/rounds/{round:\d+}/aggregate", self._aggregate),
                 web.get("/v1/records", self._records),
                 web.post("/v1/metrics", self._metrics),
@@ -283,6 +284,7 @@ class Server:
         answers.check_num_examples(name, next_examples, self._coordinator.engine, self._coordinator.settings)
         if answers.is_committed(self._coordinator.run, name, digest):
             return web.Response()
+        whole = request.headers.get(protocol.HEADER_WHOLE) == "yes"
         upload = spool.upload(name, digest)
         if "Expect" in request.headers:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -290,7 +292,7 @@ class Server:
         await self._receive(request, upload, offset, total)
         with upload.whole():
             try:
-                await self._coordinator.commit(name, announcement, upload, next_examples)
+                await self._coordinator.commit(name, announcement, upload, next_examples, whole=whole)
             except DiskFullError:
                 raise  # it is here, and need not travel again
             except HeflError:
@@ -329,6 +331,12 @@ class Server:
         self._turns.take(request[CLIENT])
         await self._coordinator.enough(request[CLIENT], announcement)
         return web.Response()
+
+    async def _useless(self, request: web.Request) -> web.Response:
+        name, _ = self._joined(request)
+        self._turns.take(name)
+        number = protocol.whole_number(request.match_info["round"], "round")
+        return _json(Noted(version=await self._coordinator.useless(name, number)))
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)

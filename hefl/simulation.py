@@ -8,19 +8,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hefl.answers import useless_sums
 from hefl.callbacks import OnRound, tell
 from hefl.ckks.context import generate_secret
 from hefl.codec import Metrics
 from hefl.decisions import Announce, Clock, Finish, Stop, announcement_of, decide
 from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, UsageError
+from hefl.events import Announced, Closed, Committed, Enough, Joined, Published, Stopped, Useless
 from hefl.history import Announcement, Record, genesis
 from hefl.layout import Arrays
 from hefl.learner import Learner
-from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, NAME_PATTERN
-from hefl.rounds import Announced, Closed, Committed, Enough, Joined, Published, Run, Stopped, advance
+from hefl.params import DEFAULT_ENGINE, MAX_USELESS_SUMS, MIN_CLIENTS, NAME_PATTERN
+from hefl.rounds import Run, advance
 from hefl.trainer import Trainer
 from hefl.updates import Summation
+from hefl.wire import DIGEST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,33 +86,45 @@ def simulate(
             raise TypeError(f"a simulated run cannot {decision}")
         announcement = _announce(run, decision, learners, cipher)
         run = advance(run, Announced(announcement))
-        summation = Summation(public, cipher, announcement)
-        bytes_up = dict.fromkeys(learners, 0)
+        updates: dict[str, bytes] = {}
         for name in announcement.names:
             if learners[name].has_enough(announcement):
                 run = advance(run, Enough(name))
                 continue
             update = io.BytesIO()
+            whole = learners[name].limit_for(announcement) is not None
             learners[name].write_update(update, announcement)
-            frame = summation.open(update.getvalue(), name)
-            summation.add(frame, name)
-            run = advance(run, Committed(name, frame.digest.hex(), learners[name].num_examples))
-            bytes_up[name] = len(update.getvalue())
+            updates[name] = update.getvalue()
+            digest = updates[name][-DIGEST_BYTES:].hex()
+            run = advance(run, Committed(name, digest, learners[name].num_examples, whole))
         if isinstance(decide(run, clock), Stop):
             run = advance(run, Stopped())
             continue
         run = advance(run, Closed())
-        aggregate = io.BytesIO()
+        summation, aggregate = Summation(public, cipher, announcement, updates), io.BytesIO()
+        for name, data in updates.items():
+            summation.add(summation.open(data, name), name)
         record: Record = summation.finish(aggregate)
         run = advance(run, Published(record))
         metrics = {name: learner.accept(aggregate.getvalue(), record) for name, learner in learners.items()}
         if announcement.exchange != "initial":
             history.append(metrics[first.name])
-        size = len(aggregate.getvalue())
-        tell(on_round, first.report(record, rounds, metrics[first.name], bytes_up[first.name], size))
+        sizes = len(updates.get(first.name, b"")), len(aggregate.getvalue())
+        tell(on_round, first.report(record, rounds, metrics[first.name], *sizes))
+        run = _after_useless(run, learners, record)
     if first.model is None:
         raise TypeError("a run without a model")
     return Simulation(tuple(t.name for t in first.layout.tensors), first.model.arrays, history)
+
+
+def _after_useless(run: Run, learners: Mapping[str, Learner], record: Record) -> Run:
+    """The run once every learner has said whether a sum made no model. Raises UselessSumsError, as a server."""
+    for name, learner in learners.items():
+        if learner.found_useless(record):
+            run = advance(run, Useless(name, record.announcement.round))
+    if run.again is not None and len(run.useless_rounds) >= MAX_USELESS_SUMS:
+        raise useless_sums(run)
+    return run
 
 
 def _named(

@@ -11,9 +11,9 @@ from pathlib import Path
 from hefl.ckks.context import PublicContext
 from hefl.engine import Engine
 from hefl.errors import MalformedError, StateError
+from hefl.events import Committed
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
-from hefl.rounds import Committed
 from hefl.spool import Spool
 from hefl.timings import Timings
 from hefl.updates import Summation

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from helpers import HEAD, RUN, record
+from helpers import HEAD, RUN, announcement, record
 
 from hefl.decisions import Announce, Clock, announcement_of
 from hefl.engine import Terms
+from hefl.events import Announced, Closed, Committed, Published
 from hefl.history import Announcement
-from hefl.rounds import (
-    Announced,
-    Closed,
-    Committed,
-    Phase,
-    Published,
-    Run,
-    Session,
-    advance,
-)
+from hefl.rounds import Phase, Run, Session, advance
 
 KNOWN = ("alice", "bob", "carol")
 NONCE = {name: f"{i:032x}" for i, name in enumerate(KNOWN, 1)}
@@ -78,8 +70,10 @@ def played(run: Run) -> Run:
 
 
 def in_phase(phase: Phase) -> Run:
+    """After a training, of which the sum that the phase may need is of everybody."""
+    trained = record(announcement({name: 10 * i for i, name in enumerate(KNOWN, 1)}, round=1))
     if phase is Phase.COLLECTING:
-        return collecting(next_round=2)
+        return collecting(next_round=2, model=trained)
     if phase is Phase.SUMMING:
-        return advance(collecting(["alice", "bob"]), Closed())
-    return gathering(phase=phase, next_round=1)
+        return advance(collecting(["alice", "bob"], next_round=2, model=trained), Closed())
+    return gathering(phase=phase, next_round=2, model=trained)

@@ -54,9 +54,9 @@ def asked(client: Client, num_examples: int, run: str = RUN) -> Announcement:
 
 
 def test_a_client_refuses_a_number_of_examples_that_it_never_told(client: Client) -> None:
-    assert client._is_asked(asked(client, 10))
+    assert client._is_asked(asked(client, 10), 1)
     with pytest.raises(TamperError, match="announces 1 examples for alice") as caught:
-        client._is_asked(asked(client, 1))
+        client._is_asked(asked(client, 1), 1)
     assert (caught.value.check, caught.value.exit_code) == ("own-weight", 4)
 
 
@@ -136,7 +136,7 @@ def test_a_client_does_not_leave_an_unfinished_run_for_another_unasked(client: C
 def test_a_client_takes_part_only_with_as_many_as_it_wants(client: Client) -> None:
     client._min_participants = 3
     with pytest.raises(TamperError, match="announced to 2 clients") as caught:
-        client._is_asked(asked(client, 10))
+        client._is_asked(asked(client, 10), 1)
     assert caught.value.check == "enough-participants"
 
 

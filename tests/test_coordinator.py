@@ -72,7 +72,7 @@ def test_an_upload_whose_attempt_ends_before_it_is_checked_is_too_late(public: P
             upload = spool.upload("alice", "ab" * 32)
             spool.end_attempt()
             with pytest.raises(StaleError, match="over before the update was checked"):
-                await coordinator.commit("alice", announcement, upload, 4)
+                await coordinator.commit("alice", announcement, upload, 4, whole=False)
 
         asyncio.run(run())
 

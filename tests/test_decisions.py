@@ -13,22 +13,9 @@ from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gath
 from hefl.decisions import Abandon, Announce, Close, End, Finish, Stop, announcement_of, decide
 from hefl.engine import Terms
 from hefl.errors import ConflictError
+from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Fetched, Joined, Left, Published, Stopped
 from hefl.history import Announcement
-from hefl.rounds import (
-    Abandoned,
-    Announced,
-    Closed,
-    Committed,
-    Enough,
-    Fetched,
-    Joined,
-    Left,
-    Phase,
-    Published,
-    Run,
-    Stopped,
-    advance,
-)
+from hefl.rounds import Phase, Run, advance
 
 
 def test_an_announcement_says_what_the_run_knows_and_has_a_nonce_of_its_own() -> None:

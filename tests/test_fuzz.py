@@ -27,10 +27,10 @@ from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.ckks.packed import PackedEngine
 from hefl.engine import Terms
 from hefl.errors import HeflError, KeysError, MalformedError, MismatchError, ProtocolError
+from hefl.events import Joined
 from hefl.history import Announcement, Record, Value, canonical
 from hefl.journal import FILE, Journal, read_moment
 from hefl.keys import credentials, keyfile, tls
-from hefl.rounds import Joined
 from hefl.updates import Summation, read_aggregate
 
 SIZES = [pytest.param(1, id="some"), pytest.param(50, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from packed_support import new_secret, public_of
 
-from hefl import decisions, rounds
+from hefl import decisions, events, rounds
 from hefl.chain import Chain
 from hefl.ckks.packed import PackedEngine
 from hefl.decisions import Abandon, Announce, Clock, Close, Finish
@@ -54,7 +54,7 @@ class HonestRuns(RuleBasedStateMachine):
         self.start = Run(
             run=run_id, rounds=3, min_clients=2, known=NAMES, head=genesis(PUBLIC.identity, run_id), sessions={}
         )
-        self.run, self.events = self.start, list[rounds.Event]()
+        self.run, self.events = self.start, list[events.Event]()
         self.records: list[Record] = []
         self.updates: dict[str, bytes] = {}
         self.sums: dict[int, bytes] = {}
@@ -63,7 +63,7 @@ class HonestRuns(RuleBasedStateMachine):
 
     # --- the server ---------------------------------------------------------------------------------------------------
 
-    def apply(self, event: rounds.Event) -> None:
+    def apply(self, event: events.Event) -> None:
         self.run = rounds.advance(self.run, event)
         self.events.append(event)
 
@@ -76,18 +76,18 @@ class HonestRuns(RuleBasedStateMachine):
             case Announce() as decision:
                 terms = Terms("packed", 24)
                 self.apply(
-                    rounds.Announced(
+                    events.Announced(
                         decisions.announcement_of(self.run, decision, values=VALUES, terms=terms, deadline_s=60.0)
                     )
                 )
                 self.updates, self.vectors = {}, {}
             case Close():
-                self.apply(rounds.Closed())
+                self.apply(events.Closed())
                 self.publish()
             case Abandon(_, culprits):
-                self.apply(rounds.Abandoned(culprits))
+                self.apply(events.Abandoned(culprits))
             case Finish():
-                self.apply(rounds.Finished())
+                self.apply(events.Finished())
 
     def publish(self) -> None:
         announcement = self.run.announcement
@@ -97,7 +97,7 @@ class HonestRuns(RuleBasedStateMachine):
             summation.add(summation.open(self.updates[name], name), name)
         record = summation.finish(out)
         self.sums[announcement.round] = out.getvalue()
-        self.apply(rounds.Published(record))
+        self.apply(events.Published(record))
         self.records.append(record)
         REACHED[announcement.exchange] += 1
         REACHED["dropouts"] += len(record.members) < len(announcement.names)
@@ -124,7 +124,7 @@ class HonestRuns(RuleBasedStateMachine):
         client = self.clients[name]
         client.here = True
         client.chain = client.chain or Chain.begin(PUBLIC.identity, self.run.run)
-        self.apply(rounds.Joined(name, num_examples, client.nonce))
+        self.apply(events.Joined(name, num_examples, client.nonce))
         self.follow(client)
 
     @precondition(lambda self: self.run.phase is not Phase.DRAINING)
@@ -132,7 +132,7 @@ class HonestRuns(RuleBasedStateMachine):
     def leaves(self, name: str) -> None:
         if self.clients[name].here:
             self.clients[name].here = False
-            self.apply(rounds.Left(name))
+            self.apply(events.Left(name))
 
     @rule(name=st.sampled_from(NAMES))
     def loses_its_state(self, name: str) -> None:
@@ -157,7 +157,7 @@ class HonestRuns(RuleBasedStateMachine):
         if arrives:
             self.updates[name], self.vectors[name] = out.getvalue(), vector
             digest = seal.seed.hex()
-            self.apply(rounds.Committed(name, digest, len(self.events) % 5 + 1))
+            self.apply(events.Committed(name, digest, len(self.events) % 5 + 1))
 
     @initialize(names=st.sets(st.sampled_from(NAMES), min_size=2))
     def some_begin(self, names: set[str]) -> None:

@@ -26,9 +26,7 @@ from hefl.errors import (
     StaleError,
     StateError,
 )
-from hefl.history import genesis
-from hefl.journal import FILE, Journal, read_moment
-from hefl.rounds import (
+from hefl.events import (
     Abandoned,
     Announced,
     Closed,
@@ -42,13 +40,14 @@ from hefl.rounds import (
     Joined,
     Known,
     Left,
-    Phase,
     Published,
     Reopened,
-    Run,
     Stopped,
-    advance,
+    Useless,
 )
+from hefl.history import genesis
+from hefl.journal import FILE, Journal, read_moment
+from hefl.rounds import Phase, Run, advance
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
 NAMES = ("alice", "bob")
@@ -124,7 +123,8 @@ def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
         for event in last:
             journal.append(event)
         play_until(journal, Phase.COLLECTING)
-        for event in (Enough("alice"), Stopped()):
+        stopped: list[Event] = [Useless("alice", journal.now.run.model_round), Enough("alice"), Stopped()]
+        for event in stopped:
             journal.append(event)
         run = journal.now.run
         kinds = {kind for (kind,) in sqlite3.connect(tmp_path / FILE).execute("SELECT kind FROM event")}
@@ -294,7 +294,7 @@ def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
         play(journal, 3)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 3"):
+    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 4"):
         opened(tmp_path)
     with pytest.raises(StateError, match="schema version 7"):
         read_moment(tmp_path)

@@ -12,8 +12,7 @@ from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gath
 
 from hefl.decisions import Announce, Close, Finish, decide
 from hefl.errors import ConflictError, StaleError
-from hefl.rounds import (
-    TABLE,
+from hefl.events import (
     Abandoned,
     Announced,
     Closed,
@@ -27,14 +26,12 @@ from hefl.rounds import (
     Joined,
     Known,
     Left,
-    Phase,
     Published,
     Reopened,
-    Run,
-    Session,
     Stopped,
-    advance,
+    Useless,
 )
+from hefl.rounds import TABLE, Phase, Run, Session, advance
 
 EVENT_TYPES = (
     Joined,
@@ -43,6 +40,7 @@ EVENT_TYPES = (
     Announced,
     Committed,
     Enough,
+    Useless,
     Closed,
     Abandoned,
     Stopped,
@@ -63,6 +61,7 @@ def event_for(cls: type[Event], run: Run) -> Event:
         Announced(of),
         Committed("alice", digest("alice"), 10),
         Enough("alice"),
+        Useless("alice", run.model_round),
         Closed(),
         Abandoned(),
         Stopped(),
@@ -89,6 +88,9 @@ ALLOWED = {
     ("COLLECTING", "Known", "COLLECTING"),
     ("COLLECTING", "Committed", "COLLECTING"),
     ("COLLECTING", "Enough", "COLLECTING"),
+    ("GATHERING", "Useless", "GATHERING"),
+    ("COLLECTING", "Useless", "COLLECTING"),
+    ("SUMMING", "Useless", "SUMMING"),
     ("COLLECTING", "Closed", "SUMMING"),
     ("COLLECTING", "Abandoned", "GATHERING"),
     ("COLLECTING", "Stopped", "GATHERING"),
