@@ -186,7 +186,8 @@ class Coordinator:
         if self._spent_since is None or self.run.model is None:
             return
         here = self.run.sessions.keys() & {member.name for member in self.run.model.members}
-        if here <= self.run.useless or time.monotonic() - self._spent_since > SILENT_S:
+        all_said = here <= self.run.useless or not here & self.run.useless  # who has said so goes
+        if all_said or time.monotonic() - self._spent_since > SILENT_S:
             raise answers.useless_sums(self.run)
 
     def remind(self) -> None:
@@ -285,7 +286,8 @@ class Coordinator:
                 raise OtherLayoutError(
                     f"{name}'s model has another layout than the other clients'", reference.sealed_layout
                 )
-            if self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce):
+            new = self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce)
+            if new or name in self.run.useless:  # it may think otherwise of the last sum now
                 await self._apply(events.Joined(name, join.num_examples, join.join_nonce))
             self._presence.hear(name)
         self._news.joined(name, join.num_examples)

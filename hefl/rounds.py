@@ -119,7 +119,7 @@ class Run:
         enough: Participants of the open attempt that will not train any more.
         whole: Participants of the open attempt whose updates may only be in a sum of all.
         useless: Who says that the last training's sum made no model.
-        useless_rounds: Trainings in a row of which that was said.
+        useless_rounds: Trainings in a row of which half of their members or more have said that.
         called_off: Attempts at the next round that were still to train, before the clients had enough.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
@@ -314,9 +314,8 @@ def _apply(run: Run, event: Event) -> Run:
             return _commit(run, event)
         case Enough(name):
             return replace(run, enough=run.enough | {name})
-        case Useless(name, number):
-            in_a_row = (*(n for n in run.useless_rounds if n != number), number)
-            return replace(run, useless=run.useless | {name}, useless_rounds=in_a_row)
+        case Useless():
+            return _useless(run, event)
         case Announced() | Abandoned() | Stopped() | Published():
             idle = replace(run, announcement=None, committed={}, enough=frozenset(), whole=frozenset())
             return _open_or_end(idle, event)
@@ -348,6 +347,15 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
                 called_off=0,
                 passed_over=frozenset(),
             )
+
+
+def _useless(run: Run, event: Useless) -> Run:
+    useless = run.useless | {event.name}
+    in_a_row = tuple(number for number in run.useless_rounds if number != event.round)
+    # Of a sum that made no model all honest members say so. One alone may lie, to end the run.
+    if run.model and 2 * len(useless) >= len(run.model.members):
+        in_a_row = (*in_a_row, event.round)
+    return replace(run, useless=useless, useless_rounds=in_a_row)
 
 
 def _commit(run: Run, event: Committed) -> Run:

@@ -1,0 +1,213 @@
+"""A client that lies: for ``hefl demo --tamper`` and the tests, which show what comes of each lie.
+
+It is the real one with valid keys, but for what it says. Nothing that serves a federation imports this module; it is
+run as ``python -m hefl.lying_client LIE client ...``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Literal
+
+import numpy as np
+from msgspec.structs import replace
+
+from hefl import client, learner, wire
+from hefl.ckks import packed
+from hefl.cli.main import main as command_line
+from hefl.codec import Metrics
+from hefl.errors import ProtocolError, TamperError
+from hefl.fixedpoint import FixedPointCodec
+from hefl.history import Announcement, Record
+from hefl.layout import Arrays
+from hefl.learner import GlobalModel
+from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES
+
+Outcome = Literal["refused", "stopped", "held", "bounded", "seen", "unseen"]
+"""What comes of a lie: the server refuses it; all stop; the run waits for the liar; it changes nothing; it is logged;
+nobody can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLie:
+    """One lie.
+
+    Attributes:
+        what: What the client does, in one line.
+        outcome: What comes of it.
+        check: By which clients stop; empty where they do not.
+    """
+
+    what: str
+    outcome: Outcome
+    check: str = ""
+
+
+CLIENT_LIES: Mapping[str, ClientLie] = {
+    "off-range": ClientLie("states a range off by one, so that no sum can be used", "stopped", check="one-set"),
+    "re-weigh": ClientLie(
+        "the same, with another number of examples each time, to solve for the others' updates", "stopped", "one-set"
+    ),
+    "drop-out": ClientLie("spoils a sum, and leaves before the next, to see the difference", "held"),
+    "noise": ClientLie("encrypts with too much noise, so that no sum can be used", "stopped", check="one-set"),
+    "negative-count": ClientLie("counts fewer than no values that were cut", "stopped", check="one-set"),
+    "false-tag": ClientLie("sends a false tag, as if the server had lied", "stopped", check="tag"),
+    "ghost": ClientLie("joins with very many examples, and leaves once it is announced", "bounded"),
+    "always-cut": ClientLie("always says that its values were cut, to drive the ranges away", "bounded"),
+    "false-useless": ClientLie("says of good sums that they made no model", "seen"),
+    "many-examples": ClientLie(f"states {MAX_NUM_EXAMPLES} examples", "refused"),
+    "damaged-block": ClientLie("sends what is no ciphertext", "refused"),
+    "replay": ClientLie("sends its first update in every round", "refused"),
+    "other-name": ClientLie("sends an update in another client's name", "refused"),
+    "poison": ClientLie("sends its training with the sign turned", "unseen"),
+    "false-metrics": ClientLie("says that its loss is 0", "unseen"),
+}
+"""Lies of a client with valid keys, by the name that ``--tamper`` takes."""
+
+
+class _GoneError(Exception):
+    """The liar leaves."""
+
+
+class LyingLearner(learner.Learner):
+    """Encrypts what a liar says."""
+
+    lie: ClassVar[str]
+
+    @property
+    def announced_num_examples(self) -> int:
+        """As the lie wants it; it stays the same within a round."""
+        match self.lie:
+            case "many-examples":
+                return MAX_NUM_EXAMPLES
+            case "ghost":
+                return SERVED_NUM_EXAMPLES
+            case "re-weigh":
+                return int(min(10 * 7 ** (self.model.round + 1 if self.model else 0), SERVED_NUM_EXAMPLES))
+        return super().announced_num_examples
+
+    def _vector(self, announcement: Announcement) -> Any:
+        vector = super()._vector(announcement)
+        codec = FixedPointCodec(self.layout, self.engine.terms.precision_bits)
+        if announcement.exchange != "training":
+            return vector
+        tensors = len(self.layout.tensors)
+        values = codec.values("training") - 3 * tensors - codec.values("closing") * bool(self.layout.metrics)
+        match self.lie:
+            case "off-range" | "re-weigh":
+                vector[values] += 1
+            case "drop-out" if announcement.round == 1:
+                vector[values] += 1
+            case "always-cut":
+                vector[values + tensors : values + 3 * tensors] = 1000
+            case "negative-count":
+                vector[values + tensors] = -1
+        return vector
+
+    def write_update(self, file: BinaryIO, announcement: Announcement) -> bytes:
+        """As Learner, with noise that hefl never adds where the lie wants it."""
+        if self.lie == "noise" and announcement.exchange == "training" and isinstance(self.engine, packed.PackedEngine):
+            weights = self.engine.weights(announcement.as_attempt())
+            noise = NOISE_BOUND * weights.total // weights.of[self.name] + 1
+            setattr(packed, "draw_noise", lambda streams, block, degree: np.full(degree, noise, np.int32))  # noqa: B010
+        return super().write_update(file, announcement)
+
+    def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
+        arrays, metrics = super()._train(model)
+        if self.lie == "poison":
+            arrays = [
+                before - (after - before) if after.dtype.kind == "f" else after
+                for before, after in zip(model.arrays, arrays, strict=True)
+            ]
+        return arrays, metrics
+
+    def _evaluate(self, model: GlobalModel) -> dict[str, float]:
+        metrics = super()._evaluate(model)
+        return {**metrics, "loss": 0.0} if self.lie == "false-metrics" else metrics
+
+    def accept(self, source: wire.Source, record: Record, least: int = 2) -> Metrics:
+        """As Learner, for a client that does not mind whom it harms: nothing is its limit."""
+        try:
+            return super().accept(source, record, least)
+        finally:
+            if self.one_set:
+                self.one_set = replace(self.one_set, lifted=True)
+
+
+class LyingClient(client.Client):
+    """Takes part as a liar does."""
+
+    _first: bytes | None = None
+
+    async def run(self) -> None:
+        """As Client, and leave when the lie wants it."""
+        try:
+            await super().run()
+        except _GoneError:
+            return
+
+    def _is_asked(self, announcement: Announcement, version: int) -> bool:
+        """As Client, whatever weight is announced: a liar does not mind."""
+        try:
+            return super()._is_asked(announcement, version)
+        except TamperError as error:
+            if error.check != "own-weight":
+                raise
+            return True
+
+    async def _answer(self, announcement: Announcement) -> None:
+        training, lie = announcement.exchange == "training", LyingLearner.lie
+        if training and (lie == "ghost" or (lie == "drop-out" and announcement.round == 2)):
+            raise _GoneError
+        try:
+            await super()._answer(announcement)
+        except ProtocolError as error:
+            if CLIENT_LIES[lie].outcome != "refused":
+                raise
+            client.log.error("the server refused: %s", error)
+            raise
+
+    def _write_update(self, path: Path, announcement: Announcement) -> tuple[int, bytes]:
+        size, seed = super()._write_update(path, announcement)
+        if announcement.exchange == "training":
+            path.write_bytes(self._forged(path.read_bytes(), announcement))
+        return size, seed
+
+    def _forged(self, frame: bytes, announcement: Announcement) -> bytes:
+        """The bytes that are sent in the place of an update."""
+        data = bytearray(frame[: -wire.DIGEST_BYTES])
+        match LyingLearner.lie:
+            case "false-tag":
+                data[-self._learner.engine.tag_bytes(announcement.as_attempt())] ^= 1
+            case "damaged-block":
+                first = wire.HEADER.size + wire.LENGTH.size
+                data[first : first + 4] = b"\xff" * 4
+            case "other-name":
+                victim = next(name for name in announcement.names if name != self._folder.name)
+                at = data.index(self._folder.name.encode().ljust(wire.NAME_BYTES, b"\0"))
+                data[at : at + wire.NAME_BYTES] = victim.encode().ljust(wire.NAME_BYTES, b"\0")
+            case "replay":
+                self._first = self._first or bytes(data)
+                data = bytearray(self._first)
+        return bytes(data) + hashlib.sha256(data).digest()
+
+    async def _say_useless(self) -> None:
+        if LyingLearner.lie == "false-useless" and self._taken > 0:
+            await self._connection.call("POST", f"/v1/rounds/{self._taken}/useless")
+
+
+def main() -> None:
+    """Run hefl's command line with a client that tells the lie that the first argument names."""
+    LyingLearner.lie = sys.argv.pop(1)
+    # Where the command takes them from.
+    setattr(client, "Client", LyingClient)  # noqa: B010
+    setattr(learner, "Learner", LyingLearner)  # noqa: B010
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
