@@ -354,7 +354,7 @@ class Learner:
         if announcement.exchange == "initial":
             raise error
         log.error("round %d changes nothing: %s", announcement.round, error.message)
-        self._stand(announcement)
+        self.stand(announcement)
         if announcement.exchange == "training":
             self.progress = self.progress.after(None)
         return dict.fromkeys(without(dict.fromkeys(self.layout.metrics), self._hidden))
@@ -408,13 +408,13 @@ class Learner:
         announcement = record.announcement
         if announcement.exchange == "closing":
             metrics = self._codec.decode_metrics(total)
-            self._stand(announcement)  # a run that is extended goes on from there
+            self.stand(announcement)  # a run that is extended goes on from there
             return metrics
         self.model, metrics = self._decode(total, record)
         self.apart = False
         return metrics
 
-    def _stand(self, announcement: Announcement) -> None:
+    def stand(self, announcement: Announcement) -> None:
         """The model is that of one more round, which made none."""
         if self.model and self._starts_from_here(announcement):
             self.model = self.model.standing(announcement.round)

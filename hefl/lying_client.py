@@ -58,6 +58,7 @@ CLIENT_LIES: Mapping[str, ClientLie] = {
     "false-tag": ClientLie("sends a false tag, as if the server had lied", "stopped", check="tag"),
     "ghost": ClientLie("joins with very many examples, and leaves once it is announced", "bounded"),
     "always-cut": ClientLie("always says that its values were cut, to drive the ranges away", "bounded"),
+    "newcomer": ClientLie("states a range in round 2 that only who comes late believes", "bounded"),
     "false-useless": ClientLie("says of good sums that they made no model", "seen"),
     "many-examples": ClientLie(f"states {MAX_NUM_EXAMPLES} examples", "refused"),
     "damaged-block": ClientLie("sends what is no ciphertext", "refused"),
@@ -102,6 +103,9 @@ class LyingLearner(learner.Learner):
                 vector[values] += 1
             case "drop-out" if announcement.round == 1:
                 vector[values] += 1
+            case "newcomer" if announcement.round == 2 and isinstance(self.engine, packed.PackedEngine):
+                weights = self.engine.weights(announcement.as_attempt())
+                vector[values] += weights.total // weights.of[self.name]
             case "always-cut":
                 vector[values + tensors : values + 3 * tensors] = 1000
             case "negative-count":

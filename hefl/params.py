@@ -73,8 +73,8 @@ LINES_AT_ONCE, LINES_PER_S = 50.0, 1.0
 ROUNDS = 20
 """Trainings of a run, where whoever runs it does not say."""
 
-KEEP_AGGREGATES = 3
-"""So many of the last aggregates stay, at the server and at each client."""
+KEEP_AGGREGATES = MAX_USELESS_SUMS + 1
+"""So many of the last aggregates stay, at the server and at each client: one of them made a model."""
 
 RECORDS_AT_ONCE = 32
 """A record has up to 300 kB, with as many clients as there may be: an answer stays under 10 MB."""

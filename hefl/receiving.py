@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from hefl.following import Follower
 from hefl.history import Record
 from hefl.keys.party import ClientFolder
 from hefl.learner import Learner
+from hefl.params import MAX_USELESS_SUMS
 from hefl.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
@@ -64,6 +66,8 @@ class Receiver:
             ProtocolError, MismatchError: As Learner.accept, unless sums that fail are skipped.
             StateError: What is kept is damaged, or cannot be stored.
         """
+        if self._learner.model is None and not self._learner.apart and not self._state.kept_before(record):
+            await self._catch_up(record)
         with self._learner.timings.phase("download"):
             size = await self._fetch(record)
         metrics = await work_in_thread(self.accept, record)
@@ -97,6 +101,23 @@ class Receiver:
             self._state.stand(self._kept, record, progress, learner.progress)
         path.unlink(missing_ok=True)
         return metrics
+
+    async def _catch_up(self, record: Record) -> None:
+        """Take the sums before a record too, as far as the server keeps them, like one who was there.
+
+        A sum says in which ranges it was made, but a member that lies there is found out only by who has the model
+        before. MAX_USELESS_SUMS in a row end a run: one of so many before this one was good.
+
+        Raises:
+            ProtocolError, StateError: As ``take``.
+        """
+        for older in reversed(await self._follower.before(record, MAX_USELESS_SUMS)):
+            if older.announcement.exchange == "closing":
+                self._learner.stand(older.announcement)
+                continue
+            with suppress(StaleError):  # it is not kept
+                await self._fetch(older)
+                await work_in_thread(self.accept, older)
 
     def _restore(self, record: Record) -> None:
         """After a start: take the model that a record's round started from, where it is kept.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federation import Command, Federation
+from helpers import saved
 
 from hefl.clientstate import ClientState
 from hefl.history import Record
@@ -187,3 +188,19 @@ def test_a_lie_that_nobody_can_refuse_leaves_honest_clients_with_one_model(
     for tensor, value in models[0].items():
         np.testing.assert_array_equal(value, models[1][tensor])
         assert np.abs(value).max() > 0
+
+
+def test_who_comes_late_does_not_believe_a_range_that_those_with_a_model_refuse(tmp_path: Path) -> None:
+    """It took twice the values, and confirmed the same head."""
+    with Federation(tmp_path / "fed", *HONEST, "carol", "mallory") as keys:
+        flags = ("--rounds", "2", "--min-clients", "3", "--linger", "60")
+        server = keys.serve(tmp_path / "server", *flags)
+        clients = [keys.client(n, tmp_path / n, "--save", tmp_path / f"{n}.npz") for n in HONEST]
+        where = ("client", keys.folder / "clients/mallory", "--trainer", "trainers:Drift", "--state", tmp_path / "m")
+        keys.run("newcomer", *where, "--server", keys.url, module="hefl.lying_client", env={"EXAMPLES": "20"})
+        assert [client.wait() for client in clients] == [0, 0], clients[0].error
+        assert "round 2 changes nothing" in clients[0].error
+        late = keys.client("carol", tmp_path / "carol", "--save", tmp_path / "carol.npz")
+        assert (late.wait(), server.wait()) == (0, 0), late.error
+        assert "round 2 changes nothing" in late.error
+    assert saved(tmp_path / "carol.npz") == saved(tmp_path / "alice.npz")

@@ -27,6 +27,7 @@ TESTS = {
     "tests/test_tampering.py": {"tag"},
     "tests/test_chain.py": {"run", "head", "history", "attempt-rises", "own-seed"},
     "tests/test_client.py": {"own-weight", "enough-participants"},
+    "tests/test_one_set.py": {"one-set"},
 }
 """Where the attacks that a check refuses are tested."""
 
