@@ -180,6 +180,7 @@ def serve(
         max_values=max_values,
         max_num_examples=max_num_examples,
     )
+    limits = Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate)
     cipher.prepare()
     place = state_folder(state or folder / "state", FILE, is_journal)
     with (
@@ -225,9 +226,10 @@ def serve(
             host=host,
             port=port,
             insecure_http=insecure_http,
-            limits=Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate),
+            limits=limits,
         )
-        page = None if page_port is None else Page(server.look, page_port, journal.last_records(KEPT_ROUNDS))
+        records = journal.last_records(KEPT_ROUNDS)
+        page = None if page_port is None else Page(server.look, page_port, records, limits)
         run(_serve(server, page), stop=server.stop, terminated_is_success=True)
 
 

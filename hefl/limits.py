@@ -13,14 +13,16 @@ from hefl.allowance import Allowance
 from hefl.errors import MalformedError, TooManyError, TooSlowError, UsageError
 from hefl.params import (
     MAX_CONNECTIONS,
+    MAX_CONNECTIONS_OF_CLIENT,
     MIN_BYTES_PER_S,
+    PAGE_CONNECTIONS,
     PATIENCE_S,
     TURNS_AT_ONCE,
     TURNS_PER_S,
 )
 
-SPARE_FILES = 128
-"""Beside two for a connection, its own and the upload's, a process needs so many descriptors."""
+SPARE_FILES = 128 + PAGE_CONNECTIONS
+"""Beside two for a client's connection, its own and the upload's, a process needs so many descriptors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +31,15 @@ class Limits:
 
     Attributes:
         max_connections: At once, of all together.
+        max_of_client: At once, of one client.
+        max_line_bytes: Of a request's first line, and of each of its headers.
         patience_s: For TLS, for a request's head, and for a connection without a request.
         min_bytes_per_s: A body comes at least so fast over patience_s, and an answer is taken so fast.
     """
 
     max_connections: int = MAX_CONNECTIONS
+    max_of_client: int = MAX_CONNECTIONS_OF_CLIENT
+    max_line_bytes: int = 2048
     patience_s: float = PATIENCE_S
     min_bytes_per_s: float = MIN_BYTES_PER_S
 

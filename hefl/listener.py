@@ -1,4 +1,4 @@
-"""The server's port: how many may be connected, how long each may take, and what it hears who speaks no HTTP.
+"""A port of the server's: how many may be connected, how long each may take, and what it hears who speaks no HTTP.
 
 A connection is a stranger's until one of its requests has said which client asks. Where there are too many, the oldest
 stranger's makes room, and then the oldest of the client that has most: so a newcomer always gets in, and who floods
@@ -26,7 +26,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
 from hefl.limits import Limits
-from hefl.params import MAX_CONNECTIONS_OF_CLIENT
 
 log = logging.getLogger("hefl")
 
@@ -38,8 +37,8 @@ FULL_S = 0.1
 """How long nobody is taken in where the system has no descriptor left."""
 BUFFER_BYTES = 1 << 15
 """Of a connection's bytes, in each place where they wait: encrypted and decrypted, coming and going."""
-MAX_LINE_BYTES, MAX_HEADERS = 2048, 64
-"""No honest request's head is longer."""
+MAX_HEADERS = 64
+"""No honest request has more."""
 
 Refuse = Callable[[web.BaseRequest, HeflError, int | None], web.Response]
 
@@ -65,14 +64,18 @@ class Listener:
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: dict[Connection, None] = {}  # in the order in which they came
 
-    async def open(self, host: str, port: int) -> int:
+    async def open(self, host: str, port: int, flag: str = "--port") -> int:
         """Listen on all addresses of a host, where callers then wait; returns the port of the first.
+
+        Args:
+            host: An address or a name of this machine's.
+            port: 0 takes any.
+            flag: Which chooses the port.
 
         Raises:
             PortInUseError: The port is taken.
-            UsageError: It is no host of this machine's, or the system allows too few open files.
+            UsageError: It is no host of this machine's.
         """
-        self.limits.allow_files()
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -84,7 +87,8 @@ class Listener:
             self._close_sockets()
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(
-                    f"port {port} of {host} is in use", hint="stop what listens there, or choose another with --port"
+                    f"port {port} of {host} is in use",
+                    hint=f"stop what listens there, or choose another with {flag}; 0 takes any",
                 ) from error
             raise UsageError(
                 f"cannot listen on {host}:{port}: {reason_of(error)}",
@@ -117,7 +121,7 @@ class Listener:
             return
         connection.client = name
         its = [c for c in self._connections if c.client == name]
-        for oldest in its[:-MAX_CONNECTIONS_OF_CLIENT]:
+        for oldest in its[: -self.limits.max_of_client]:
             oldest.cut()
 
     def gone(self, connection: Connection) -> None:
@@ -193,8 +197,8 @@ class Connection(web.RequestHandler):
             keepalive_timeout=listener.limits.patience_s,
             # What is compressed may be more than its length says.
             auto_decompress=False,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
+            max_line_size=listener.limits.max_line_bytes,
+            max_field_size=listener.limits.max_line_bytes,
             max_headers=MAX_HEADERS,
             read_bufsize=BUFFER_BYTES,
         )

@@ -52,6 +52,8 @@ POLL_S = 4.0
 MAX_CONNECTIONS = 1024
 """A server has no more connections at once; a client needs two or three."""
 MAX_CONNECTIONS_OF_CLIENT = 8
+PAGE_CONNECTIONS = 64
+"""The page has no more at once; a browser needs one that stays, and a few more at first."""
 
 SERVER_BYTES = 350_000_000
 """Most that a server's process takes beside its sum and its connections: interpreter, libraries, compiled code; and the

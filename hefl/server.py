@@ -177,6 +177,7 @@ class Server:
 
     async def _listen(self, listener: Listener) -> str:
         """Open the port; returns the URL."""
+        self._limits.allow_files()
         host, port = self._host, await listener.open(self._host, self._port)
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._insecure_http else 'https'}://{shown}:{port}"

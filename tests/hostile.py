@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -90,3 +92,34 @@ def answer(connection: socket.socket, *, bodiless: bool = False) -> tuple[int, b
             raise ConnectionResetError("the answer is not whole")
         body += chunk
     return int(lines[0].split(" ")[1]), body
+
+
+def ended(peer: socket.socket) -> bytes:
+    """What a peer hears until the server ends the connection."""
+    heard = b""
+    peer.settimeout(60)
+    with suppress(ConnectionError, ssl.SSLError):
+        while chunk := peer.recv(1 << 16):
+            heard += chunk
+    return heard
+
+
+@contextmanager
+def dribbling(peer: socket.socket, data: bytes, every_s: float = 0.2) -> Iterator[None]:
+    """Sends a byte at a time, until the server has had enough."""
+    stopped = threading.Event()
+
+    def dribble() -> None:
+        with suppress(OSError):
+            for i in range(len(data)):
+                if stopped.wait(every_s):
+                    return
+                peer.sendall(data[i : i + 1])
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 from federation import Command, Federation
-from hostile import JOIN, Peer, answer
+from hostile import JOIN, Peer, answer, dribbling, ended
 
 from hefl import protocol
 from hefl.params import MAX_CONNECTIONS_OF_CLIENT
@@ -48,37 +47,6 @@ def until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def ended(peer: socket.socket) -> bytes:
-    """What a peer hears until the server ends the connection."""
-    heard = b""
-    peer.settimeout(60)
-    with suppress(ConnectionError, ssl.SSLError):
-        while chunk := peer.recv(1 << 16):
-            heard += chunk
-    return heard
-
-
-@contextmanager
-def dribbling(peer: socket.socket, data: bytes, every_s: float = 0.2) -> Iterator[None]:
-    """Sends a byte at a time, until the server has had enough."""
-    stopped = threading.Event()
-
-    def dribble() -> None:
-        with suppress(OSError):
-            for i in range(len(data)):
-                if stopped.wait(every_s):
-                    return
-                peer.sendall(data[i : i + 1])
-
-    thread = threading.Thread(target=dribble)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def test_two_honest_clients_complete_a_run_among_slow_and_never_finishing_peers(
@@ -288,7 +256,7 @@ def test_more_connections_than_the_system_has_descriptors_for_are_refused_at_the
     with keys:
         server = keys.start_server(tmp_path / "server", "--max-connections", "65536", port=0)
         assert server.wait() == 2
-        assert "65536 connections need 131200 open files, and this process may have" in server.error
+        assert "65536 connections need 131264 open files, and this process may have" in server.error
         assert "--max-connections" in server.err[-1]
 
 

@@ -9,13 +9,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +24,13 @@ import msgspec
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from hefl.errors import PortInUseError
+from hefl.errors import HeflError
 from hefl.history import Record
+from hefl.limits import Limits
+from hefl.listener import Listener
 from hefl.page.gauges import Gauges, Look
 from hefl.page.watch import Watch, deadline_s, describe
+from hefl.params import PAGE_CONNECTIONS
 from hefl.protocol import is_loopback
 from hefl.rounds import Phase
 
@@ -40,6 +42,12 @@ MAX_STREAMS = 32
 PAUSE_S, LOOK_S, BEAT_S = 0.1, 1.0, 15.0
 """How often to look for events; for what is none, such as silence; and how often to say something at least, so that a
 page that has gone is noticed."""
+
+READER = "a reader of the page"
+"""Whoever has asked for something; where there are too many connections, those are cut off first that have not."""
+
+MAX_LINE_BYTES = 8192
+"""A browser sends along the cookies of whatever else is served on this machine."""
 
 RETRY_MS = 1000
 """After so long a page that has lost the server tries again."""
@@ -71,6 +79,7 @@ class Page:
         look: Shows the run and its clock.
         port: On loopback; 0 takes any.
         records: The run's last, from before a restart.
+        limits: What the server's peers may take; readers get the same time, and PAGE_CONNECTIONS.
 
     Attributes:
         url: Where it is, once entered.
@@ -79,7 +88,7 @@ class Page:
         PortInUseError: The port is taken.
     """
 
-    def __init__(self, look: Look, port: int, records: Iterable[Record] = ()) -> None:
+    def __init__(self, look: Look, port: int, records: Iterable[Record], limits: Limits) -> None:
         self.url = ""
         self._look = look
         self._port = port
@@ -88,7 +97,14 @@ class Page:
         self._process = os.urandom(4).hex()
         self._stopped = False
         self._streams = 0
-        app = web.Application(middlewares=[_guard])
+        self._limits = replace(
+            limits,
+            max_connections=PAGE_CONNECTIONS,
+            max_of_client=PAGE_CONNECTIONS,
+            max_line_bytes=MAX_LINE_BYTES,
+        )
+        self._listener: Listener | None = None
+        app = web.Application(middlewares=[self._guard])
         for path, (name, kind) in FILES.items():
             app.router.add_get(path, _file(name, kind), allow_head=False)
         app.router.add_get("/events", self._events, allow_head=False)
@@ -103,16 +119,14 @@ class Page:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
+        self._listener = Listener(self._runner, self._limits, None, _refuse)
         try:
-            await web.TCPSite(self._runner, HOST, self._port, reuse_address=True).start()
-        except OSError as error:
+            port = await self._listener.open(HOST, self._port, "--page-port")
+        except BaseException:
             await self._runner.cleanup()
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise PortInUseError(
-                f"port {self._port} of {HOST} is in use", hint="choose another with --page-port; 0 takes any"
-            ) from error
-        self.url = f"http://{HOST}:{self._runner.addresses[0][1]}"
+            raise
+        self._listener.accept()
+        self.url = f"http://{HOST}:{port}"
         return self
 
     async def __aexit__(
@@ -120,7 +134,34 @@ class Page:
     ) -> None:
         """Tell every page how it ended."""
         self._stopped = True
-        await self._runner.cleanup()
+        if self._listener:
+            await self._listener.close()
+            await self._runner.cleanup()
+            self._listener.abort()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer to a loopback name only, which no page of another site can make a browser send; and GET only."""
+        try:
+            host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            host = ""
+        if not is_loopback(host):
+            response = web.Response(status=421, text="this page answers to 127.0.0.1 and localhost only\n")
+        elif request.method != "GET":
+            response = web.Response(status=405, text="this page is read only\n", headers={"Allow": "GET"})
+        else:
+            if self._listener:
+                self._listener.identified(request, READER)
+            try:
+                answer = await handler(request)
+            except web.HTTPException as error:
+                return web.Response(status=error.status, text=error.text, headers=HEADERS)
+            if not answer.prepared:
+                answer.headers.update(HEADERS)
+            return answer
+        response.headers.update(HEADERS)
+        return response
 
     async def _health(self, request: web.Request) -> web.Response:
         run, _ = self._look()
@@ -168,28 +209,8 @@ class Page:
             await asyncio.sleep(PAUSE_S)
 
 
-@web.middleware
-async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer to a loopback name only, which no page of another site can make a browser send; and GET only."""
-    try:
-        host = urlsplit(f"//{request.headers.get('Host', '')}").hostname or ""
-    except ValueError:
-        host = ""
-    if not is_loopback(host):
-        response = web.Response(status=421, text="this page answers to 127.0.0.1 and localhost only\n")
-    elif request.method != "GET":
-        response = web.Response(status=405, text="this page is read only\n", headers={"Allow": "GET"})
-    else:
-        try:
-            answer = await handler(request)
-        except web.HTTPException as error:
-            response = web.Response(status=error.status, text=error.text, headers=HEADERS)
-        else:
-            if not answer.prepared:
-                answer.headers.update(HEADERS)
-            return answer
-    response.headers.update(HEADERS)
-    return response
+def _refuse(request: web.BaseRequest, error: HeflError, status: int | None) -> web.Response:
+    return web.Response(status=status or error.http_status, text=f"{error.message}\n", headers=HEADERS)
 
 
 def _file(name: str, kind: str) -> Handler:
