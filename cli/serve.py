@@ -164,10 +164,11 @@ def serve(
     from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds import Phase
     from hefl.server import Server
-    from hefl.spool import Spool
+    from hefl.spool import Spool, arriving
 
     share_one_arena()
-    keys = read_server_folder(folder, existing_passphrase(passphrase_file))
+    place = state or folder / "state"
+    keys = read_server_folder(folder, existing_passphrase(passphrase_file), uploads=arriving(place))
     announce_expiry(keys.credentials)
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     settings = RunSettings(
@@ -182,7 +183,7 @@ def serve(
     )
     limits = Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate)
     cipher.prepare()
-    place = state_folder(state or folder / "state", FILE, is_journal)
+    place = state_folder(place, FILE, is_journal)
     with (
         locked(place, "server"),
         progress_bars(as_json=as_json) as show,

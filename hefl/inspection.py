@@ -19,6 +19,7 @@ from hefl.files import read_private
 from hefl.findings import WHOLE_FOLDER, Finding, Ties, compared
 from hefl.journal import read_moment
 from hefl.keys import credentials, fields, keyfile, party
+from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
 from hefl.modelfile import SUFFIXES, read_arrays
 
@@ -70,13 +71,12 @@ def _whole(folder: Path) -> Iterator[Finding]:
         for name in party.FOLDERS[kind]
         if name not in present
     ]
-    if kind == "server" and (secrets := {"secret.hefl", "ca.key", "client.key"} & present):
-        problems.append(
-            SecretAtServerError(
-                f"{folder / min(secrets)} is a secret file in a server's folder", hint="remove it from this machine"
-            )
-        )
     try:
+        if kind == "server":
+            problems += (
+                SecretAtServerError(f"{stray.path} is a secret file in a server's folder: {stray.what}", hint=AWAY)
+                for stray in strays_in(folder)
+            )
         party.check_private(folder)
     except HeflError as error:
         problems.append(error)

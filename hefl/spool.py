@@ -128,11 +128,16 @@ def holds_files(folder: Path) -> bool:
     return any(path.is_file() for name in ("updates", "aggregates") for path in (folder / name).glob("*"))
 
 
+def arriving(folder: Path) -> Path:
+    """Where uploads arrive in a run's folder; what is there when a server starts goes."""
+    return folder / "uploads"
+
+
 class Spool:
     """The files in a folder that the caller has locked."""
 
     def __init__(self, folder: Path) -> None:
-        self._arriving = private_folder(folder / "uploads")
+        self._arriving = private_folder(arriving(folder))
         self._updates = private_folder(folder / "updates")
         self._aggregates = private_folder(folder / "aggregates")
         self._uploads: dict[str, Upload] = {}

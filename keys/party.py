@@ -9,12 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hefl.ckks.context import Identity, PublicContext, SecretContext, open_public
-from hefl.errors import KeyFileError, SecretAtServerError
+from hefl.errors import KeyFileError
 from hefl.keys import keyfile
 from hefl.keys.credentials import Credentials, check_validity, read_credentials, read_key, read_root
 from hefl.keys.fields import check_same, read
 from hefl.keys.keyfile import ClientNames
 from hefl.keys.passphrase import Passphrase
+from hefl.keys.strays import check_no_secret
 from hefl.keys.tls import CertificateAuthority, holder_of
 
 FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -92,21 +93,23 @@ class AuthorityFolder:
         return self.secret.identity
 
 
-def read_server_folder(path: Path, passphrase: Passphrase | None = None) -> ServerFolder:
+def read_server_folder(
+    path: Path, passphrase: Passphrase | None = None, *, uploads: Path | None = None
+) -> ServerFolder:
     """Read ``DIR/server`` and refuse everything that does not belong there.
 
+    Args:
+        path: The folder.
+        passphrase: Opens it where it is sealed.
+        uploads: As strays_in.
+
     Raises:
-        SecretAtServerError: A secret context or key file is in it.
-        KeysError: A file is missing, damaged, or of another federation, generation or party.
+        SecretAtServerError: A secret context is in it, or a secret file, as strays_in finds them.
+        KeysError: A file is missing, damaged, unreadable, or of another federation, generation or party.
     """
     check_folder(path, "server")
-    secret = next((p for p in sorted(path.iterdir()) if p.name == "secret.hefl" or p.name == "ca.key"), None)
-    if secret:
-        raise SecretAtServerError(
-            f"{secret} is a secret file, and a server may not hold one",
-            hint=_meant(path, "server", "public.hefl")
-            or "a server's folder is DIR/server as 'hefl keygen' made it, and holds nothing else",
-        )
+    is_whole = (path / "public.hefl").exists()
+    check_no_secret(path, uploads, None if is_whole else _meant(path, "server", "public.hefl"))
     public_file, public = keyfile.read_public(path / "public.hefl")
     open_public(public)
     clients_file, names = keyfile.read_clients(path / "clients.hefl")

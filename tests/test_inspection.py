@@ -104,6 +104,7 @@ WRONG = {
     "another's root": (put(ALICE + "ca.crt", "other:" + ALICE + "ca.crt"), "ca.crt", "is of"),
     "under another name": (put("server/public.hefl", "server/clients.hefl"), "public.hefl", "holds what clients.hefl"),
     "a secret at the server": (put("server/secret.hefl", ALICE + "secret.hefl"), "server", "in a server's folder"),
+    "a backup of it": (put("server/notes.txt", ALICE + "secret.hefl"), "server", "notes.txt is a secret file"),
     "missing": (removed(ALICE + "client.crt"), "alice", "client.crt is missing"),
     "not a certificate": (edit("server/server.crt", lambda d: d[:400]), "server.crt", "does not parse"),
 }

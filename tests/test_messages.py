@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from federation import Command, Federation
 
+from hefl.keys import fields
+
 MISTAKES: list[tuple[str, int, str, str]] = [
     # commands and options
     ("serv", 2, "there is no command 'serv'", "did you mean 'hefl serve'?"),
@@ -65,7 +67,8 @@ MISTAKES: list[tuple[str, int, str, str]] = [
     (
         "serve fed/clients/alice",
         3,
-        "fed/clients/alice/secret.hefl is a secret file, and a server may not hold one",
+        "fed/clients/alice/secret.hefl is a secret file, and a server may not hold one: it holds the secret keys of "
+        "client alice, of {identity}; it is not the only one: 2 are here",
         "did you mean fed/server?",
     ),
     (
@@ -112,7 +115,7 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "serve fed/server --port {taken}",
         1,
         "port {taken} of 127.0.0.1 is in use",
-        "stop what listens there, or choose another with --port",
+        "stop what listens there, or choose another with --port; 0 takes any",
     ),
     (
         "serve fed/server --host 192.0.2.1 --port {free}",
@@ -231,7 +234,8 @@ def ports() -> Iterator[dict[str, int]]:
 def test_a_mistake_is_answered_as_a_colleague_would(
     here: Path, ports: dict[str, int], line: str, code: int, message: str, hint: str
 ) -> None:
-    line, message, hint = (text.format(here=here, **ports) for text in (line, message, hint))
+    identity = fields.read(here / "fed/server/public.hefl").identity
+    line, message, hint = (text.format(here=here, identity=identity, **ports) for text in (line, message, hint))
     command = Command(*line.split(), cwd=here)
     try:
         assert command.wait() == code, command.error
