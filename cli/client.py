@@ -84,7 +84,7 @@ log = logging.getLogger("hefl")
     type=click.FloatRange(0),
     default=30.0,
     show_default=True,
-    help="Seconds to try again where nobody answers.",
+    help="Seconds to try again where nobody answers, and to wait where another client came first with another model.",
 )
 @click.option(
     "--min-participants",

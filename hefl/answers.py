@@ -55,6 +55,27 @@ def check_place(run: Run, name: str, join_nonce: str, silent_s: float) -> None:
         )
 
 
+def holder_of_layout(run: Run, silent: frozenset[str]) -> tuple[str, bool] | None:
+    """Whose layout a newcomer's must equal; None where the newcomer's may become the run's.
+
+    Until a round is over the layout is that of those who are here. Everybody who has joined and not left has it.
+
+    Args:
+        run: Without the newcomer.
+        silent: Who is taken for dead.
+
+    Returns:
+        The first to join of those who are here, and whether the layout stays whoever leaves. Where nobody is here, a
+        client that has sent a model of that layout, or is asked for it.
+    """
+    here = next((name for name in run.sessions if name not in silent), None)
+    if run.model:
+        return here or run.model.members[0].name, True
+    if run.announcement:
+        return here or run.announcement.participants[0].name, False
+    return (here, False) if here else None
+
+
 def check_session(run: Run, name: str, join_nonce: str) -> None:
     """See that a client has joined, and was not replaced since.
 

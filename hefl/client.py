@@ -23,7 +23,6 @@ from hefl.errors import (
     ConflictError,
     EngineError,
     HeflError,
-    LayoutError,
     ProtocolError,
     StaleError,
     StateError,
@@ -33,8 +32,8 @@ from hefl.errors import (
 from hefl.files import replacing, storing
 from hefl.following import Follower
 from hefl.history import Announcement, Record, confirmation
+from hefl.joining import ask_to_join
 from hefl.keys.party import ClientFolder
-from hefl.layout import unseal
 from hefl.learner import Learner
 from hefl.params import MIN_CLIENTS
 from hefl.polling import Poller
@@ -59,7 +58,8 @@ class Client:
         learner: Its model and data.
         state: Its folder, locked by the caller.
         url: The server's; default: the folder's.
-        connect_timeout_s: How long to try again where nobody answers.
+        connect_timeout_s: How long to try again where nobody answers, and to wait for another client whose model has
+            another layout.
         insecure_http: Allow plain HTTP, to loopback.
         min_participants: Take part only where so many do, and accept only sums of so many; at least 2.
         on_tamper: What to do about a sum that does not pass its checks: stop, or skip it and keep the last model. A
@@ -95,6 +95,7 @@ class Client:
     ) -> None:
         url = (url or folder.url).rstrip("/")
         self._connection = Connection(folder, url, state.join_nonce, connect_timeout_s, insecure_http=insecure_http)
+        self._connect_timeout_s = connect_timeout_s
         host = urlsplit(url).hostname or ""
         if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
             raise EngineError(
@@ -153,11 +154,7 @@ class Client:
             values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
         )
         self._state.tell(join.num_examples)
-        try:
-            body = await self._connection.call("POST", "/v1/join", msgspec.json.encode(join))
-        except protocol.OtherLayoutError as error:
-            raise self._layout_error(error) from error
-        welcome = protocol.decode(body, Welcome)
+        welcome = await ask_to_join(self._connection, join, learner, self._folder.secret, self._connect_timeout_s)
         if self._welcome and welcome.run != self._welcome.run and self._taken >= 0:
             raise ConflictError(
                 "the server has begun another run", hint="ask who runs it why, and start this client again"
@@ -175,14 +172,6 @@ class Client:
         self._welcome = welcome
         await self._say_useless()  # the server has forgotten what this client said before it left
         self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
-
-    def _layout_error(self, error: protocol.OtherLayoutError) -> LayoutError:
-        """Name the first difference, which only a client can read."""
-        difference = self._learner.difference(unseal(error.sealed_layout, self._folder.secret))
-        return LayoutError(
-            f"this client's model differs from the other clients': {difference}",
-            hint="all clients train the same model: same tensors, same order, same metrics, same --patience",
-        )
 
     async def _take_part(self) -> None:
         version = -1

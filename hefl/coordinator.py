@@ -15,23 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from hefl import answers, decisions, events, rounds
+from hefl import answers, decisions, events
 from hefl.ckks.context import PublicContext
 from hefl.decisions import RunSettings
 from hefl.engine import Engine
-from hefl.errors import (
-    DiskFullError,
-    MalformedError,
-    ProtocolError,
-    StaleError,
-    StateError,
-)
+from hefl.errors import DiskFullError, MalformedError, ProtocolError, StaleError, StateError
 from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.news import Emit, News
 from hefl.params import MAX_USELESS_SUMS, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.presence import Presence
-from hefl.protocol import Join, OtherLayoutError, View
+from hefl.protocol import Join, OtherLayoutError, ReferenceLayout, View
 from hefl.rounds import Phase, Run, Session
 from hefl.spool import Spool, Upload
 from hefl.tally import Tally
@@ -195,7 +189,7 @@ class Coordinator:
         self._reminded = time.monotonic()
         self._news.awaited(self.run, self._clock(), self.settings.min_clients)
 
-    def look(self) -> tuple[rounds.Run, decisions.Clock]:
+    def look(self) -> tuple[Run, decisions.Clock]:
         """The run as it stands, and its clock."""
         return self.run, self._clock()
 
@@ -278,20 +272,32 @@ class Coordinator:
             answers.check_join(name, join, self.engine, self.settings)
             answers.check_place(self.run, name, join.join_nonce, self._presence.silent_s(name))
             reference = self._journal.reference
-            if reference and (join.layout, join.values) == (reference.layout, reference.values):
-                pass
-            elif reference is None or (self.run.next_round == 0 and not self.run.sessions):
-                await asyncio.to_thread(self._journal.refer, join)
-            else:
-                raise OtherLayoutError(
-                    f"{name}'s model has another layout than the other clients'", reference.sealed_layout
-                )
+            if reference is None or (join.layout, join.values) != (reference.layout, reference.values):
+                await self._refer(name, join, reference)
             new = self.run.sessions.get(name) != Session(join.num_examples, join.join_nonce)
             if new or name in self.run.useless:  # it may think otherwise of the last sum now
                 await self._apply(events.Joined(name, join.num_examples, join.join_nonce))
             self._presence.hear(name)
         self._news.joined(name, join.num_examples)
         self.remind()
+
+    async def _refer(self, name: str, join: Join, reference: Join | None) -> None:
+        """Make a client's layout the run's, where nobody is here who has the one before and nothing is summed of it.
+
+        Raises:
+            OtherLayoutError: It must have the one before.
+        """
+        await self._leave(name, "it comes again with another layout")
+        holder = answers.holder_of_layout(self.run, self._clock().silent)
+        if reference and holder:
+            client, settled = holder
+            raise OtherLayoutError(
+                f"{name}'s model has another layout than {client}'s, who joined before",
+                ReferenceLayout(client=client, sealed=reference.sealed_layout, settled=settled),
+            )
+        for silent in tuple(self.run.sessions):  # they would go on with the layout before
+            await self._leave(silent, f"it is silent, and {name} comes with another layout")
+        await asyncio.to_thread(self._journal.refer, join)
 
     def heard_of(self, name: str, join_nonce: str) -> None:
         """Note that a client lives.
@@ -386,9 +392,12 @@ class Coordinator:
     async def leave(self, name: str) -> None:
         """A client goes."""
         async with self._lock:
-            if name in self.run.sessions and not self.ended:
-                await self._apply(events.Left(name))
-                self._news.left(name)
+            await self._leave(name)
+
+    async def _leave(self, name: str, why: str = "") -> None:
+        if name in self.run.sessions and not self.ended:
+            await self._apply(events.Left(name))
+            self._news.left(name, why)
 
     async def know(self, names: tuple[str, ...]) -> None:
         """Let these clients in from now on; whoever else is here has left."""

@@ -13,11 +13,15 @@ from hefl.engine import Engine
 from hefl.errors import HeflError
 from hefl.history import Announcement, Record
 from hefl.params import LINES_AT_ONCE, LINES_PER_S
+from hefl.protocol import OtherLayoutError
 from hefl.rounds import Phase, Run
 
 log = logging.getLogger("hefl")
 
 Emit = Callable[[Mapping[str, Any]], None]
+
+SAY_AGAIN_S = 60.0
+"""A client with another layout than the others' waits and asks again. The log says so so often."""
 
 EXCHANGES = {"initial": "initial parameters", "training": "training", "closing": "closing metrics"}
 
@@ -167,8 +171,8 @@ class News:
 class Lines:
     """How many lines of the log may be about one client: a flood of refusals must not fill a disk."""
 
-    def __init__(self) -> None:
-        self._allowance = Allowance(LINES_AT_ONCE, LINES_PER_S)
+    def __init__(self, at_once: float = LINES_AT_ONCE, per_s: float = LINES_PER_S) -> None:
+        self._allowance = Allowance(at_once, per_s)
         self._left_out: Counter[str] = Counter()
 
     def take(self, name: str) -> int | None:
@@ -189,12 +193,14 @@ class Refusals:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._lines = Lines()
+        self._lines_of_waiting = Lines(1, 1 / SAY_AGAIN_S)
 
     def tell(self, method: str, path: str, client: str | None, error: HeflError, status: int) -> None:
         """A request was refused."""
         fields = {"client": client, "reason": type(error).__name__, "status": status}
         who = client or "an unknown client"
-        left_out = self._lines.take(who)
+        lines = self._lines_of_waiting if isinstance(error, OtherLayoutError) else self._lines
+        left_out = lines.take(who)
         if left_out is not None:
             text = "refused %(method)s %(path)s of %(who)s: %(why)s"
             if left_out:

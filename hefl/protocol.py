@@ -174,13 +174,28 @@ class MetricsReport(Value, frozen=True, kw_only=True):
     metrics: Annotated[dict[MetricName, Metric | None], msgspec.Meta(min_length=1, max_length=MAX_METRICS)]
 
 
+class ReferenceLayout(Value, frozen=True, kw_only=True):
+    """The layout that a joining client's must equal.
+
+    Attributes:
+        client: Whose it is. Of those who are here, the client that joined first.
+        sealed: The layout, encrypted for the other clients, base64.
+        settled: A round is over, and the layout stays for the rest of the run. Before, it stays while somebody is here
+            who has it.
+    """
+
+    client: Name
+    sealed: bytes
+    settled: bool
+
+
 class Refusal(Value, frozen=True, kw_only=True):
-    """Why a request was refused; ``sealed_layout`` is the reference that a layout differs from."""
+    """Why a request was refused; ``reference`` is what a layout differs from."""
 
     error: str
     message: str
     hint: str | None = None
-    sealed_layout: bytes | None = None
+    reference: ReferenceLayout | None = None
 
 
 def headers(secret: SecretContext, session: str) -> dict[str, str]:
@@ -224,16 +239,16 @@ def check_headers(given: Mapping[str, str], public: PublicContext) -> None:
 class OtherLayoutError(LayoutError):
     """A model's layout differs from the other clients'; carries theirs, sealed, which only a client can open."""
 
-    def __init__(self, message: str, sealed_layout: bytes) -> None:
+    def __init__(self, message: str, reference: ReferenceLayout) -> None:
         super().__init__(message)
-        self.sealed_layout = sealed_layout
+        self.reference = reference
 
 
 def refusal_of(error: HeflError) -> Refusal:
     """An error as it travels."""
-    sealed = error.sealed_layout if isinstance(error, OtherLayoutError) else None
+    reference = error.reference if isinstance(error, OtherLayoutError) else None
     hint = None if error.hint is None else _plain(error.hint)
-    return Refusal(error=type(error).__name__, message=_plain(error.message), hint=hint, sealed_layout=sealed)
+    return Refusal(error=type(error).__name__, message=_plain(error.message), hint=hint, reference=reference)
 
 
 def error_of(body: bytes, status: int) -> HeflError:
@@ -243,8 +258,8 @@ def error_of(body: bytes, status: int) -> HeflError:
     except UNREADABLE:
         return ProtocolError(f"the server answered with status {status} and nothing that hefl says")
     message, hint = _plain(refusal.message), None if refusal.hint is None else _plain(refusal.hint)
-    if refusal.sealed_layout is not None:
-        return OtherLayoutError(message, refusal.sealed_layout)
+    if refusal.reference is not None:
+        return OtherLayoutError(message, refusal.reference)
     return from_name(refusal.error, message, hint)
 
 

@@ -99,9 +99,9 @@ def test_a_client_of_another_patience_is_refused_when_it_joins(
         server = keys.serve(tmp_path / "server", "--rounds", "1", "--min-clients", "2", "--join-wait", "60")
         first = scripted(keys, "alice", tmp_path, "--patience", "2")
         first.until("joined")
-        other = scripted(keys, "bob", tmp_path, *flags)
+        other = scripted(keys, "bob", tmp_path, *flags, "--connect-timeout", "0")
         assert other.wait() == 3
-        assert other.err[0] == f"hefl: this client's model differs from the other clients': {text}"
+        assert other.err[0] == f"hefl: this client's model differs from alice's, who joined before: {text}"
         assert "same --patience" in other.err[1]
         assert server.child.poll() is None
 

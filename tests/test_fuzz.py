@@ -195,7 +195,8 @@ def test_what_is_said_is_understood_to_the_letter_or_refused(size: int) -> None:
 @sizes
 def test_a_refusal_is_an_error_whatever_it_says(size: int) -> None:
     reached = Counter[str]()
-    error = protocol.OtherLayoutError("a model's layout differs", b"sealed")
+    reference = protocol.ReferenceLayout(client="alice", sealed=b"sealed", settled=False)
+    error = protocol.OtherLayoutError("a model's layout differs", reference)
     seeds = [
         msgspec.json.encode(protocol.refusal_of(e)) for e in (error, MalformedError("x"), MismatchError("x", hint="y"))
     ]

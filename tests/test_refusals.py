@@ -257,9 +257,13 @@ def test_a_layout_that_differs_is_refused_naming_the_first_difference(keys: Fede
         server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
         alice = keys.client("alice", tmp_path / "alice")
         server.until("alice joined")
-        wide = keys.client("bob", tmp_path / "bob", WIDTH="5")
+        wide = keys.client("bob", tmp_path / "bob", "--connect-timeout", "1", WIDTH="5")
         refused(
-            wide, 3, "'layer.weight' float32 (3, 5) (parameter) here", "'layer.weight' float32 (3, 4) (parameter) there"
+            wide,
+            3,
+            "this client's model differs from alice's, who joined before",
+            "'layer.weight' float32 (3, 5) (parameter) here",
+            "'layer.weight' float32 (3, 4) (parameter) there",
         )
         bob = keys.client("bob", tmp_path / "bob")
         assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0]
