@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Many tests wait for deadlines of processes that they start; a module's tests share what it has made.
 PARALLEL := -n 3 --dist loadfile
 
-.PHONY: bench demo test test-slow test-all lint types clean
+.PHONY: bench demo test test-slow test-all lint types lock clean
 
 demo: $(STAMP)  ## Train a model under encryption on this machine
 	$(BIN)/hefl demo --out demo-out --force
@@ -29,11 +30,18 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# torch comes first and by its pin: a range would fetch a build for GPUs.
-$(STAMP): pyproject.toml constraints.txt
+lock: $(STAMP)  ## Write requirements.lock anew after a change of pyproject.toml; UPGRADE=--upgrade takes new versions
+	$(BIN)/uv --config-file lock.toml pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --extra dev \
+		--generate-hashes --no-annotate --no-emit-package torch --custom-compile-command 'make lock' \
+		--output-file requirements.lock pyproject.toml
+
+# torch comes by its pin: a range would fetch a build for GPUs. It comes after the lock, which has all that a build for
+# CPUs needs; see lock.toml. Wheels only, for what builds a package has no hash.
+$(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --require-hashes --only-binary :all: --requirement requirements.lock
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:

@@ -280,7 +280,7 @@ class TrainerError(HeflError):
 class KernelError(HeflError):
     """Compiled code or a source of randomness failed its check."""
 
-    way_out = "nothing was sent; install the versions that constraints.txt names, and report it"
+    way_out = "nothing was sent; install the versions that requirements.lock names, and report it"
 
 
 def reason_of(error: OSError) -> str:
