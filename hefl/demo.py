@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from hefl.codec import Metrics
 from hefl.errors import HeflError, TamperError, UsageError
@@ -197,12 +196,11 @@ def train_pooled(task: Task, progress: Progress) -> list[Metrics]:
     """
     trainer = GuardedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
     arrays = trainer.initial()
-    with threadpool_limits(1):
-        metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0))]
-        for number in range(1, task.rounds + 1):
-            arrays, _ = trainer.fit(arrays, number)
-            metrics.append(dict(trainer.evaluate(arrays, number)))
-            progress("pooled", number, task.rounds)
+    metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0))]
+    for number in range(1, task.rounds + 1):
+        arrays, _ = trainer.fit(arrays, number)
+        metrics.append(dict(trainer.evaluate(arrays, number)))
+        progress("pooled", number, task.rounds)
     return metrics
 
 

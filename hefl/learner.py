@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import msgspec
-from threadpoolctl import threadpool_limits
 
 from hefl import wire
 from hefl.callbacks import RoundReport
@@ -242,7 +241,7 @@ class Learner:
         return vector
 
     def _evaluate(self, model: GlobalModel) -> dict[str, float]:
-        with self.timings.phase("evaluate"), threadpool_limits(1):
+        with self.timings.phase("evaluate"):
             metrics = self._trainer.evaluate(model.arrays, model.round)
         return metrics | self._patience.tell(self.progress) if self._patience else metrics
 
@@ -251,7 +250,7 @@ class Learner:
         if self._trained and self._trained[0] == model.made_in:
             return self._trained[1:]
         metrics = self._evaluate(model)
-        with self.timings.phase("train"), threadpool_limits(1):
+        with self.timings.phase("train"):
             arrays, count = self._trainer.fit(model.arrays, model.round + 1)
         if count != self.num_examples:
             weighs = "at once" if self._own_weights else "from the next round on"

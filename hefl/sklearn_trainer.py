@@ -24,7 +24,7 @@ class SklearnTrainer:
     """Trains an estimator: its coefficients are the model.
 
     Each round trains a new copy of the estimator, with a new optimiser, from the global coefficients, seeded from
-    (seed, client, round) and in one thread, so that runs repeat bit for bit.
+    (seed, client, round).
 
     Args:
         estimator: Not fitted. Its ``max_iter`` counts the iterations of one round (of an MLPClassifier: epochs), for
@@ -34,6 +34,8 @@ class SklearnTrainer:
         validation_features: Shape (m, d).
         validation_labels: Shape (m,). Where m is 0, this client adds nothing to the averaged metrics.
         classes: Every label that any client has: a client that lacks some keeps the shapes that all share.
+        deterministic: Compute in one thread, so that runs repeat bit for bit on one machine. Otherwise numerical
+            libraries use the threads that they are set to.
 
     Raises:
         TrainerError: The estimator cannot start from given coefficients, there is no row, or a label is not among the
@@ -49,9 +51,11 @@ class SklearnTrainer:
         validation_labels: ArrayLike,
         *,
         classes: ArrayLike,
+        deterministic: bool = False,
     ) -> None:
         self.classes = np.unique(np.asarray(classes))
         self._estimator = estimator
+        self._threads = 1 if deterministic else None
         self._features, self._labels = np.asarray(features, np.float64), np.asarray(labels)
         self._validation = np.asarray(validation_features, np.float64), np.asarray(validation_labels)
         self._lacking = np.setdiff1d(self.classes, self._labels)
@@ -103,7 +107,7 @@ class SklearnTrainer:
     def fit(self, parameters: Sequence[NDArray[Any]], config: Config) -> tuple[Arrays, int, dict[str, float]]:
         """Train from ``parameters``."""
         model = self._with(parameters, _generator(config))
-        with threadpool_limits(1):
+        with threadpool_limits(self._threads):
             if self._perceptron:
                 for _ in range(self._estimator.max_iter):
                     model.partial_fit(self._features, self._labels)
@@ -116,7 +120,7 @@ class SklearnTrainer:
         features, labels = self._validation
         if not len(labels):
             return np.nan, self.num_examples, {"accuracy": np.nan}
-        with threadpool_limits(1):
+        with threadpool_limits(self._threads):
             shares = self.estimator(parameters).predict_proba(features)
         right = (self.classes[shares.argmax(axis=1)] == labels).mean()
         loss = log_loss(labels, shares, labels=self.classes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,22 @@ class TorchTrainer:
         num_examples: Size of the training data.
         train: Trains the module in place, for one round; makes its own optimiser.
         evaluate: Returns loss and metrics on the client's validation data.
+        deterministic: Compute in one thread, and with torch's deterministic algorithms, so that runs repeat bit for
+            bit on one machine. Otherwise torch computes as it is set.
 
-    torch's generator is seeded from (seed, client, round) before each call of ``train``, and one thread computes, so
-    that runs repeat bit for bit.
+    torch's generators are seeded from (seed, client, round) before each call of ``train``. They and torch's settings
+    are afterwards as they were.
     """
 
-    def __init__(self, module: torch.nn.Module, num_examples: int, train: Train, evaluate: Evaluate) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        num_examples: int,
+        train: Train,
+        evaluate: Evaluate,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         self.num_examples = num_examples
         self.names = list(module.state_dict())
         trained = {name for name, _ in module.named_parameters()}
@@ -40,6 +51,7 @@ class TorchTrainer:
         self._module = module
         self._train = train
         self._evaluate = evaluate
+        self._computing = _deterministic if deterministic else nullcontext
 
     def get_parameters(self, config: Config) -> Arrays:
         """Copies of the state dict's tensors, in its order."""
@@ -52,18 +64,37 @@ class TorchTrainer:
 
     def fit(self, parameters: list[NDArray[Any]], config: Config) -> tuple[Arrays, int, dict[str, float]]:
         """Train from ``parameters``."""
-        torch.set_num_threads(1)
         self.set_parameters(parameters)
-        torch.manual_seed(training_seed(config))
         self._module.train()
-        self._train(self._module)
+        with self._computing(), _own_generators():
+            torch.manual_seed(training_seed(config))
+            self._train(self._module)
         return self.get_parameters(config), self.num_examples, {}
 
     def evaluate(self, parameters: list[NDArray[Any]], config: Config) -> tuple[float, int, dict[str, float]]:
         """Evaluate ``parameters``."""
-        torch.set_num_threads(1)
         self.set_parameters(parameters)
         self._module.eval()
-        with torch.inference_mode():
+        with self._computing(), torch.inference_mode():
             loss, metrics = self._evaluate(self._module)
         return loss, self.num_examples, dict(metrics)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """One thread and deterministic algorithms, and then again what was set before: it holds for the whole process."""
+    threads, enabled = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.set_num_threads(threads)
+
+
+def _own_generators() -> AbstractContextManager[None]:
+    """Whatever is drawn within, torch's generators go on after it where they stood before."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.random.fork_rng(range(torch.cuda.device_count()) if used else [])

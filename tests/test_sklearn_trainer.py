@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import hefl
 from hefl.errors import TrainerError
@@ -138,6 +139,38 @@ def test_fit_depends_on_parameters_seed_client_and_round_alone(wine: list[Split]
         for change in ({"seed": 1}, {"client": "bob"}, {"round": 2}):
             assert not same(made.fit(start, {**CONFIG, **change})[0], first)
     assert not hasattr(estimator, "classes_")
+
+
+def threads() -> list[int]:
+    """Of each numerical library that is loaded."""
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+class Watching(LogisticRegression):  # type: ignore[misc]
+    """Notes in how many threads it is fitted and predicts."""
+
+    seen: ClassVar[list[list[int]]] = []
+
+    def fit(self, *arguments: Any, **options: Any) -> Any:
+        self.seen.append(threads())
+        return super().fit(*arguments, **options)
+
+    def predict_proba(self, *arguments: Any) -> Any:
+        self.seen.append(threads())
+        return super().predict_proba(*arguments)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_federation_trains_in_the_users_threads_unless_it_is_to_repeat_bit_for_bit(
+    wine: list[Split], deterministic: bool
+) -> None:
+    Watching.seen.clear()
+    with threadpool_limits(2):
+        own = threads()
+        hefl.simulate([trainer(Watching(max_iter=1), split, deterministic=deterministic) for split in wine], 1)
+        assert threads() == own
+    assert set(own) == {2}
+    assert set(map(tuple, Watching.seen)) == {(1,) * len(own) if deterministic else tuple(own)}
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)

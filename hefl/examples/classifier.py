@@ -12,7 +12,7 @@ from hefl.torch_trainer import TorchTrainer, Train
 
 
 def classifier(module: nn.Module, split: Split, train: Train) -> TorchTrainer:
-    """A trainer that evaluates cross entropy and accuracy on a split's validation rows."""
+    """A trainer that evaluates cross entropy and accuracy on a split's validation rows, and repeats bit for bit."""
     features, labels = torch.from_numpy(split.validation_features), torch.from_numpy(split.validation_labels)
 
     def evaluate(module: nn.Module) -> tuple[float, dict[str, float]]:
@@ -20,7 +20,7 @@ def classifier(module: nn.Module, split: Split, train: Train) -> TorchTrainer:
         right = (scores.argmax(dim=1) == labels).float().mean()
         return float(nn.functional.cross_entropy(scores, labels)), {"accuracy": float(right)}
 
-    return TorchTrainer(module, len(split.labels), train, evaluate)
+    return TorchTrainer(module, len(split.labels), train, evaluate, deterministic=True)
 
 
 def gradient_descent(

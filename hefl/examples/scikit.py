@@ -32,4 +32,5 @@ def _trainer(index: int) -> SklearnTrainer:
         LogisticRegression(max_iter=ITERATIONS),
         *(split.features, split.labels, split.validation_features, split.validation_labels),
         classes=range(split.classes),
+        deterministic=True,
     )
