@@ -13,7 +13,10 @@ import pytest
 from federation import Command, Federation
 from helpers import saved
 
+import hefl
+from hefl.ckks import packed
 from hefl.clientstate import ClientState
+from hefl.fixedpoint import FixedPointCodec
 from hefl.history import Record
 from hefl.journal import FILE
 from hefl.lying_client import CLIENT_LIES
@@ -204,3 +207,24 @@ def test_who_comes_late_does_not_believe_a_range_that_those_with_a_model_refuse(
         assert (late.wait(), server.wait()) == (0, 0), late.error
         assert "round 2 changes nothing" in late.error
     assert saved(tmp_path / "carol.npz") == saved(tmp_path / "alice.npz")
+
+
+def test_a_client_with_one_example_in_thirty_thousand_can_turn_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights do not bound influence, for nobody sees a single update: SECURITY.md says so."""
+    secret = hefl.generate_secret()
+    attempt = hefl.announce(secret.public(), {"honest": 30_010, "mallory": 1}, values=3)
+    honest = np.array([0.5, -0.25, 0.125])
+    updates = [hefl.encrypt(honest, secret, attempt, "honest")]
+    encode = FixedPointCodec.encode_model
+
+    def forged(codec: FixedPointCodec, *arguments: Any) -> Any:
+        vector = encode(codec, *arguments)
+        vector[:3] *= -2 * 30_010
+        return vector
+
+    monkeypatch.setattr(FixedPointCodec, "encode_model", forged)
+    monkeypatch.setattr(packed, "_check_vector", lambda vector, plan: None)
+    updates.append(hefl.encrypt(honest, secret, attempt, "mallory"))
+    monkeypatch.undo()
+    mean = hefl.decrypt(hefl.aggregate(updates, secret.public(), attempt), secret, attempt)
+    np.testing.assert_allclose(mean, -honest, rtol=1e-4)
