@@ -171,6 +171,22 @@ def test_a_callback_is_told_each_round_in_order(tmp_path: Path) -> None:
     assert [r.metrics for r in told] == [e["metrics"] for e in bob.events if e["event"] == "round"]
 
 
+def test_a_server_may_choose_among_the_newest_two_weights_that_a_client_told_in_its_run(client: Client) -> None:
+    client._follower.begin(RUN)
+    for number in (11, 12, 13):
+        client._state.tell(number)
+    assert client._state.told == {10, 11, 12, 13}  # none is void while a round is open
+    asyncio.run(client._follower.follow(shown(model=first_record(client))))
+    assert client._state.told == {12, 13}
+    with pytest.raises(TamperError, match="announces 11 examples") as caught:
+        client._is_asked(asked(client, 11), 1)
+    assert caught.value.check == "own-weight"
+    assert client._is_asked(asked(client, 12), 1)
+    client._state.follow(msgspec.structs.replace(client._follower.chain, ended=True))
+    client._follower.begin("cd" * 16)
+    assert client._state.told == {13}
+
+
 def test_what_is_kept_of_a_run_goes_when_another_begins(client: Client) -> None:
     client._follower.begin(RUN)
     kept = client._state.aggregate.parent / "aggregates" / "0000000005.agg"

@@ -10,8 +10,11 @@ import pytest
 from helpers import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
-from hefl import RoundReport
-from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError
+from hefl import RoundReport, simulate
+from hefl.decisions import announcement_of
+from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError, UselessSumsError
+from hefl.history import Announcement
+from hefl.learner import Learner
 from hefl.params import ENGINES
 from hefl.simulation import Simulation
 
@@ -232,3 +235,41 @@ def test_a_callback_that_raises_ends_the_training_with_what_it_said() -> None:
 def test_a_patience_of_no_rounds_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="patience must be at least 1 round, got 0"):
         hefl.simulate(diabetes(2), 2, patience=0)
+
+
+class Varying(LeastSquares):
+    """Has one example more each time it trains."""
+
+    fits = 0
+
+    def fit(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[list[Array], int, dict[str, Any]]:
+        self.fits += 1
+        arrays, count, metrics = super().fit(parameters, config)
+        return arrays, count + self.fits, metrics
+
+
+def test_a_useless_sum_is_followed_by_the_very_same_one_and_the_third_ends_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vector_of, announce = Learner._vector, announcement_of
+    announced: list[Announcement] = []
+
+    def spoiled(learner: Learner, announcement: Announcement) -> Any:
+        vector = vector_of(learner, announcement)
+        if learner.name == "client-3" and announcement.exchange == "training":
+            vector[learner.layout.size] += 1  # the first tensor's range
+        return vector
+
+    def noted(*arguments: Any, **keywords: Any) -> Announcement:
+        announced.append(announce(*arguments, **keywords))
+        return announced[-1]
+
+    monkeypatch.setattr(Learner, "_vector", spoiled)
+    monkeypatch.setattr("hefl.simulation.announcement_of", noted)
+    trainers = [Varying(part.x, part.y) for part in diabetes(3)]
+    with pytest.raises(UselessSumsError, match="rounds 1, 2, 3 made no model") as caught:
+        simulate(trainers, rounds=9)
+    assert caught.value.exit_code == 1
+    weights = [{p.name: p.num_examples for p in a.participants} for a in announced if a.exchange == "training"]
+    assert weights == [weights[0]] * 3
+    assert [trainer.fits for trainer in trainers] == [1, 1, 1]  # what was trained is sent again
