@@ -13,30 +13,35 @@ from hefl.params import DEFAULT_ENGINE, ENGINES, KEEP_AGGREGATES, PRECISION_BITS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-engine_option: Callable[[F], F] = click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default=DEFAULT_ENGINE,
-    show_default=True,
-    help="How updates are encrypted; the same on both sides. 'plaintext' is for comparisons on one machine.",
-)
 
-precision_option: Callable[[F], F] = click.option(
-    "--precision",
-    type=click.IntRange(*PRECISION_BITS_RANGE),
-    default=PRECISION_BITS,
-    show_default=True,
-    help="Bits of a fixed-point value of engine packed; the same on both sides.",
-)
+def kept_option(flag: str, *, default: object, help: str, **fields: Any) -> Callable[[F], F]:  # noqa: A002 - click's name
+    """An option that a run keeps: a server that is started again without it goes on with the run's."""
+    return click.option(flag, default=None, help=f"{help}  [default: {default}, or the run's own]", **fields)
 
-weighting_option: Callable[[F], F] = click.option(
-    "--weighting",
-    type=click.Choice(WEIGHTINGS),
-    default="server",
-    show_default=True,
-    help="Who multiplies by the numbers of examples, as on the other side; with 'client' the server never learns them.",
-)
 
+TERMS: dict[str, dict[str, Any]] = {
+    "--engine": {
+        "type": click.Choice(ENGINES),
+        "default": DEFAULT_ENGINE,
+        "help": "How updates are encrypted; the same on both sides. 'plaintext' is for comparisons on one machine.",
+    },
+    "--precision": {
+        "type": click.IntRange(*PRECISION_BITS_RANGE),
+        "default": PRECISION_BITS,
+        "help": "Bits of a fixed-point value of engine packed; the same on both sides.",
+    },
+    "--weighting": {
+        "type": click.Choice(WEIGHTINGS),
+        "default": WEIGHTINGS[0],
+        "help": "Who multiplies by the numbers of examples, as on the other side; with 'client' the server never "
+        "learns them.",
+    },
+}
+"""What server and clients must agree on."""
+
+engine_option: Callable[[F], F] = click.option("--engine", show_default=True, **TERMS["--engine"])
+precision_option: Callable[[F], F] = click.option("--precision", show_default=True, **TERMS["--precision"])
+weighting_option: Callable[[F], F] = click.option("--weighting", show_default=True, **TERMS["--weighting"])
 
 partition_option: Callable[[F], F] = click.option(
     "--partition",
@@ -48,8 +53,15 @@ partition_option: Callable[[F], F] = click.option(
 
 
 def terms_options(command: F) -> F:
-    """What server and clients must agree on."""
+    """What a client must do as its server does."""
     return engine_option(precision_option(weighting_option(command)))
+
+
+def kept_terms_options(command: F) -> F:
+    """The same at the server, whose run keeps it."""
+    for flag in reversed(TERMS):
+        command = kept_option(flag, **TERMS[flag])(command)
+    return command
 
 
 keep_option: Callable[[F], F] = click.option(

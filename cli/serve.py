@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hefl.cli.logs import log_option
-from hefl.cli.options import json_option, keep_option, print_json, terms_options
+from hefl.cli.options import json_option, keep_option, kept_option, kept_terms_options, print_json
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
 from hefl.params import (
+    JOIN_WAIT_S,
     MAX_CONNECTIONS,
     MAX_NUM_EXAMPLES,
     MAX_VALUES,
     MIN_BYTES_PER_S,
+    MIN_CLIENTS,
     PATIENCE_S,
+    ROUND_TIMEOUT_S,
     ROUNDS,
     SERVED_NUM_EXAMPLES,
 )
@@ -38,23 +41,19 @@ log = logging.getLogger("hefl")
 @click.option(
     "--rounds",
     type=click.IntRange(1, 1_000_000),
-    help=f"Trainings.  [default: {ROUNDS}, or those of the run that is there]",
+    help=f"Trainings.  [default: {ROUNDS}, or the run's own]",
 )
-@click.option(
-    "--min-clients", type=click.IntRange(2), default=2, show_default=True, help="Fewer than this in a sum is refused."
-)
-@click.option(
+@kept_option("--min-clients", type=click.IntRange(2), default=MIN_CLIENTS, help="Fewer than this in a sum is refused.")
+@kept_option(
     "--join-wait",
     type=click.FloatRange(0),
-    default=2.0,
-    show_default=True,
+    default=JOIN_WAIT_S,
     help="Seconds to wait for the other known clients once --min-clients are here.",
 )
-@click.option(
+@kept_option(
     "--round-timeout",
     type=click.FloatRange(0, min_open=True),
-    default=60.0,
-    show_default=True,
+    default=ROUND_TIMEOUT_S,
     help="Seconds until a round closes with whoever is in.",
 )
 @click.option(
@@ -87,18 +86,16 @@ log = logging.getLogger("hefl")
     show_default=True,
     help="Bytes a second, over --peer-timeout: who sends or takes more slowly is cut off, and may try again.",
 )
-@click.option(
+@kept_option(
     "--max-values",
     type=click.IntRange(1, MAX_VALUES),
     default=MAX_VALUES,
-    show_default=True,
     help="A larger model is refused: 'hefl plan' says what memory and disk one takes.",
 )
-@click.option(
+@kept_option(
     "--max-num-examples",
     type=click.IntRange(1, MAX_NUM_EXAMPLES),
     default=SERVED_NUM_EXAMPLES,
-    show_default=True,
     metavar="N",
     help="A client with more is refused: beside very many examples of one, the others' weights become the same.",
 )
@@ -113,7 +110,7 @@ log = logging.getLogger("hefl")
     help="Folder for the run, which goes on where it stopped.  [default: DIR/server/state]",
 )
 @keep_option
-@terms_options
+@kept_terms_options
 @passphrase_file_option
 @click.option("--insecure-http", is_flag=True, help="Plain HTTP without certificates, on loopback only.")
 @click.option("--insecure-plaintext", is_flag=True, help="Allow --engine plaintext, on loopback only.")
@@ -122,23 +119,23 @@ log = logging.getLogger("hefl")
 def serve(
     folder: Path,
     rounds: int | None,
-    min_clients: int,
-    join_wait: float,
-    round_timeout: float,
+    min_clients: int | None,
+    join_wait: float | None,
+    round_timeout: float | None,
     linger: float,
     host: str,
     port: int,
     max_connections: int,
     peer_timeout: float,
     min_rate: float,
-    max_values: int,
-    max_num_examples: int,
+    max_values: int | None,
+    max_num_examples: int | None,
     page_port: int | None,
     state: Path | None,
     keep: int,
-    engine: str,
-    precision: int,
-    weighting: Weighting,
+    engine: str | None,
+    precision: int | None,
+    weighting: Weighting | None,
     passphrase_file: Path | None,
     insecure_http: bool,
     insecure_plaintext: bool,
@@ -148,15 +145,19 @@ def serve(
 
     Prints its URL on stdout once it listens, and on stderr whom it waits for. Ends with exit code 0 when all rounds
     are over and every client that is still here has the result; says of whom it does not know that. Ctrl-C stops it
-    (130), and so does SIGTERM (0); the same command then goes on with the run, and so it does after a crash. With more
-    --rounds, a finished run goes on too; with --linger, its result is to be had again.
+    (130), and so does SIGTERM (0); the same command then goes on with the run, and so it does after a crash. Where
+    an option says "or the run's own", it need not be given again. With more --rounds, a finished run goes on too; with
+    --linger, its result is to be had again.
     """
+    from msgspec.structs import asdict
+
     from hefl.cli.loop import run
     from hefl.decisions import RunSettings, at_start
     from hefl.engine import load_engine
     from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena
-    from hefl.journal import FILE, Journal, is_journal
+    from hefl.journal import FILE, Journal, is_journal, read_settings
+    from hefl.keptsettings import KeptSettings, terms_of
     from hefl.keys.party import read_server_folder
     from hefl.limits import Limits
     from hefl.news import ended, say_who_lacks
@@ -170,34 +171,38 @@ def serve(
     place = state or folder / "state"
     keys = read_server_folder(folder, existing_passphrase(passphrase_file), uploads=arriving(place))
     announce_expiry(keys.credentials)
-    cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
-    settings = RunSettings(
-        rounds=rounds,
-        min_clients=min_clients,
-        join_wait_s=join_wait,
-        round_timeout_s=round_timeout,
-        linger_s=linger,
-        keep=keep,
-        max_values=max_values,
-        max_num_examples=max_num_examples,
-    )
     limits = Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate)
-    cipher.prepare()
     place = state_folder(place, FILE, is_journal)
-    with (
-        locked(place, "server"),
-        progress_bars(as_json=as_json) as show,
-        closing(
-            Journal(
-                place,
-                keys.public.identity,
-                cipher.terms,
-                rounds=rounds,
-                min_clients=min_clients,
-                known=keys.clients,
+    with locked(place, "server"), progress_bars(as_json=as_json) as show, ExitStack() as stack:
+        found_terms, found_settings = read_settings(place) or (None, KeptSettings())
+        terms = terms_of(found_terms, engine, precision, weighting)
+        cipher = load_engine(
+            terms.engine,
+            precision_bits=terms.precision_bits,
+            weighting=terms.weighting,
+            insecure_plaintext=insecure_plaintext,
+        )
+        kept = found_settings.with_given(
+            min_clients=min_clients,
+            join_wait_s=join_wait,
+            round_timeout_s=round_timeout,
+            max_values=max_values,
+            max_num_examples=max_num_examples,
+        )
+        settings = RunSettings(rounds=rounds, linger_s=linger, keep=keep, **asdict(kept))
+        cipher.prepare()
+        journal = stack.enter_context(
+            closing(
+                Journal(
+                    place,
+                    keys.public.identity,
+                    cipher.terms,
+                    rounds=rounds,
+                    min_clients=settings.min_clients,
+                    known=keys.clients,
+                )
             )
-        ) as journal,
-    ):
+        )
         found = replace(journal.now.run, known=keys.clients)
         if found.phase is Phase.ENDED and not at_start(found, settings):
             hint = "more --rounds go on with it; a new run takes a new folder, see --state"

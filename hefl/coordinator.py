@@ -103,6 +103,9 @@ class Coordinator:
         """
         run, announcement = self.run, self.run.announcement
         await asyncio.to_thread(self._tally.check_files)
+        if (kept := self._journal.settings) != self.settings.kept:
+            await asyncio.to_thread(self._journal.settle, self.settings.kept)
+            self._news.settled(kept, self.settings.kept)
         if self._journal.resumed:
             log.info("resumed run %s %s", run.run[:8], answers.describe(run))
         async with self._lock:

@@ -9,11 +9,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from hefl.codec import Exchange
 from hefl.engine import Terms
 from hefl.events import Extended, Reopened
 from hefl.history import Announcement, Participant
-from hefl.params import KEEP_AGGREGATES, MAX_USELESS_SUMS, MAX_VALUES, MIN_CLIENTS, SERVED_NUM_EXAMPLES
+from hefl.keptsettings import KeptSettings
+from hefl.params import (
+    JOIN_WAIT_S,
+    KEEP_AGGREGATES,
+    MAX_USELESS_SUMS,
+    MAX_VALUES,
+    MIN_CLIENTS,
+    ROUND_TIMEOUT_S,
+    SERVED_NUM_EXAMPLES,
+)
 from hefl.rounds import Phase, Run
 
 
@@ -64,20 +75,24 @@ class RunSettings:
 
     Attributes:
         rounds: Trainings that the run is to have; None are its own.
+        min_clients, join_wait_s, round_timeout_s, max_values, max_num_examples: As KeptSettings has them.
         linger_s: How long to stay after the end for known clients that may not have the result.
         keep: How many of the last aggregates stay.
-        max_values: No model has more.
-        max_num_examples: No client has more.
     """
 
     rounds: int | None = None
-    min_clients: int = 2
-    join_wait_s: float = 2.0
-    round_timeout_s: float = 60.0
+    min_clients: int = MIN_CLIENTS
+    join_wait_s: float = JOIN_WAIT_S
+    round_timeout_s: float = ROUND_TIMEOUT_S
     linger_s: float = 0.0
     keep: int = KEEP_AGGREGATES
     max_values: int = MAX_VALUES
     max_num_examples: int = SERVED_NUM_EXAMPLES
+
+    @property
+    def kept(self) -> KeptSettings:
+        """Those that the run keeps, also over the server's next start."""
+        return msgspec.convert(self, KeptSettings, from_attributes=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ or edited is refused instead of believed.
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import threading
 import time
@@ -17,18 +16,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NoReturn, TypeVar, get_args
-from urllib.parse import quote
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.engine import Terms
-from hefl.errors import EngineError, HeflError, MismatchError, ParametersError, ProtocolError, StateError, reason_of
+from hefl.errors import ProtocolError, StateError
 from hefl.events import Announced, Event, Published
-from hefl.files import create_private, disk_full, storing, sync_folder
 from hefl.history import Record, genesis
+from hefl.journalfile import damaged, looking, open_file, reader, reported
+from hefl.keptsettings import KeptSettings, refuse_another
 from hefl.links import first_link, next_link, run_link
 from hefl.params import ROUNDS
 from hefl.protocol import Join
@@ -40,20 +38,15 @@ APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
 SCHEMA_VERSION = 4
 CHECKPOINT_EVENTS = 256
 """So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
-BUSY_S = 5.0
-"""How long a reader and the writer may get in each other's way."""
 
 FIRST_PAGE_BYTES = 4096
 """A journal that is no longer holds nothing yet: what was written is in the log beside it."""
 
-LEAST_BYTES = 512
-"""SQLite's smallest page. A shorter file is the rest of one: SQLite takes it for empty, and a run would begin anew."""
-
 SCHEMA = """
 CREATE TABLE run (
     run TEXT NOT NULL, federation TEXT NOT NULL, generation INTEGER NOT NULL,
-    engine TEXT NOT NULL, precision_bits INTEGER NOT NULL, weighting TEXT NOT NULL, reference BLOB,
-    link BLOB NOT NULL
+    engine TEXT NOT NULL, precision_bits INTEGER NOT NULL, weighting TEXT NOT NULL, settings BLOB,
+    reference BLOB, link BLOB NOT NULL
 );
 CREATE TABLE checkpoint (seq INTEGER NOT NULL, run BLOB NOT NULL, link BLOB NOT NULL);
 CREATE TABLE event (
@@ -65,8 +58,6 @@ CREATE TABLE record (round INTEGER PRIMARY KEY, body BLOB NOT NULL);
 T = TypeVar("T")
 
 _EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
-
-ELSEWHERE = "name another folder with --state, or remove this one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +81,7 @@ class Journal:
     Attributes:
         now: The run as of the last durable event.
         reference: What the first client said of its model, which the others' must equal; None before there is one.
+        settings: What the run keeps of how its server was started; None before one has listened.
         resumed: The folder held this run already.
     """
 
@@ -109,30 +101,28 @@ class Journal:
         nothing was announced yet makes way for one with other settings.
 
         Raises:
-            MismatchError: It is another federation's or generation's run.
-            EngineError: It has another engine, precision or weighting.
-            ParametersError: It is unfinished and has more rounds.
+            MismatchError, EngineError, ParametersError: As keptsettings.refuse_another; nothing has changed.
             StateError: It is damaged, or cannot be stored.
         """
         self._path = folder / FILE
         self._lock = threading.Lock()
         fresh = Run(run=os.urandom(16).hex(), rounds=rounds or ROUNDS, min_clients=min_clients, known=known, head="")
         fresh = replace(fresh, head=genesis(identity, fresh.run))
-        with _reported(self._path), ExitStack() as undo:
-            self._db = undo.enter_context(closing(_open(self._path)))
+        with reported(self._path), ExitStack() as undo:
+            self._db = undo.enter_context(closing(open_file(self._path)))
             self.resumed = self._has_schema()
             if self.resumed and self._gives_way(identity, terms, rounds):
                 self._db.close()
                 for suffix in ("-wal", "-shm", ""):
                     (folder / f"{FILE}{suffix}").unlink(missing_ok=True)
-                self._db, self.resumed = undo.enter_context(closing(_open(self._path))), False
+                self._db, self.resumed = undo.enter_context(closing(open_file(self._path))), False
             if not self.resumed:
                 if holds_files(folder):
-                    _damaged(self._path, "it is empty or was missing, and there are aggregates or updates of a run")
+                    damaged(self._path, "it is empty or was missing, and there are aggregates or updates of a run")
                 self._create(fresh, identity, terms)
-            self.now, self._link, self.reference = _load(self._db)
+            self.now, self._link, self.settings, self.reference = _load(self._db)
             _check_records(self._db, identity, self.now.run)
-            self._reader = _reader(self._path)
+            self._reader = reader(self._path)
             undo.pop_all()
         # What an operator may change from one start to the next.
         self.now = replace(self.now, run=replace(self.now.run, min_clients=min_clients))
@@ -159,23 +149,30 @@ class Journal:
 
     def refer(self, reference: Join) -> None:
         """Keep what a client said of its model. Raises as append."""
+        self._rewrite(self.settings, reference)
+
+    def settle(self, settings: KeptSettings) -> None:
+        """Keep these settings for the next start. Raises as append."""
+        self._rewrite(settings, self.reference)
+
+    def _rewrite(self, settings: KeptSettings | None, reference: Join | None) -> None:
         with self._lock:
             with self._transaction() as db:
-                *settings, _ = _run_row(db)
-                row = (*settings, msgspec.json.encode(reference))
-                db.execute("UPDATE run SET reference = ?, link = ?", (row[-1], run_link(row)))
-            self.reference = reference
+                *row, _, _ = _run_row(db)
+                row += [said and msgspec.json.encode(said) for said in (settings, reference)]
+                db.execute("UPDATE run SET settings = ?, reference = ?, link = ?", (*row[-2:], run_link(row)))
+            self.settings, self.reference = settings, reference
 
     def records(self, after: int, limit: int) -> list[Record]:
         """Records of the rounds after this one, in order, at most ``limit``; only what is durable."""
         query = "SELECT body FROM record WHERE round > ? ORDER BY round LIMIT ?"
-        with _reported(self._path):
+        with reported(self._path):
             return [_decode(body, Record) for (body,) in self._reader.execute(query, (after, limit))]
 
     def last_records(self, count: int) -> list[Record]:
         """The newest records, the last one first."""
         query = "SELECT body FROM record ORDER BY round DESC LIMIT ?"
-        with _reported(self._path):
+        with reported(self._path):
             return [_decode(body, Record) for (body,) in self._reader.execute(query, (count,))]
 
     def close(self) -> None:
@@ -189,15 +186,15 @@ class Journal:
         if self._db.execute("PRAGMA user_version").fetchone()[0]:
             return True
         if self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            _damaged(self._path, "it is not hefl's")
+            damaged(self._path, "it is not hefl's")
         return False
 
     def _create(self, run: Run, identity: Identity, terms: Terms) -> None:
         with self._transaction() as db:
             for statement in SCHEMA.split(";"):
                 db.execute(statement)
-            row = (run.run, identity.federation, identity.generation, *terms, None)
-            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, run_link(row)))
+            row = (run.run, identity.federation, identity.generation, *terms, None, None)
+            db.execute("INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, run_link(row)))
             self._write_checkpoint(db, 0, run)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -205,32 +202,19 @@ class Journal:
     def _gives_way(self, identity: Identity, terms: Terms, rounds: int | None) -> bool:
         """Whether the run in the file has other settings and may make way; raises where it may not."""
         _check_version(self._db, self._path)
-        _, federation, generation, *settings, _ = _run_row(self._db)
-        found, mine = Identity(federation, generation), Terms(*settings)
-        run = _load(self._db)[0].run
+        _, federation, generation, *mine, _, _ = _run_row(self._db)
+        found, run = Identity(federation, generation), _load(self._db)[0].run
         shorter = rounds is not None and rounds < run.rounds and not run.is_over
-        if (found, mine) == (identity, terms) and not shorter:
+        if (found, Terms(*mine)) == (identity, terms) and not shorter:
             return False
-        if (run.next_round, run.attempt) == (0, 0):
-            return True
-        folder = self._path.parent
-        if found != identity:
-            raise MismatchError(f"{folder} holds a run of {found}, and the keys are of {identity}", hint=ELSEWHERE)
-        for what, here, there in zip(("engine", "precision", "weighting"), mine, terms, strict=True):
-            if here != there:
-                raise EngineError(
-                    f"{folder} holds a run with {what} {here!r}, and not {there!r}",
-                    hint=f"start the server with --{what} {here} again, or {ELSEWHERE}",
-                )
-        raise ParametersError(
-            f"{folder} holds an unfinished run of {run.rounds} rounds, and not {rounds}",
-            hint=f"start the server with --rounds {run.rounds} again, or more; or {ELSEWHERE}",
-        )
+        if (run.next_round, run.attempt) != (0, 0):
+            refuse_another(self._path.parent, (found, Terms(*mine), run.rounds), identity, terms, rounds)
+        return True
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it, on the disk, or nothing."""
-        with _reported(self._path):
+        with reported(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -262,6 +246,23 @@ def is_journal(path: Path) -> bool:
     return start[68:] == APPLICATION_ID.to_bytes(4) or path.stat().st_size <= FIRST_PAGE_BYTES
 
 
+def read_settings(folder: Path) -> tuple[Terms, KeptSettings] | None:
+    """Terms and settings of the run in a folder that the caller has locked; None where no server has listened for one.
+
+    Raises:
+        StateError: It is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    with reported(path), closing(open_file(path)) as db:
+        if not db.execute("PRAGMA user_version").fetchone()[0]:
+            return None
+        _check_version(db, path)
+        *_, engine, precision_bits, weighting, settings, _ = _run_row(db)
+        return settings and (Terms(engine, precision_bits, weighting), _decode(settings, KeptSettings))
+
+
 def read_moment(folder: Path) -> Moment:
     """The run in a folder, whether a server works on it or not; changes nothing.
 
@@ -273,53 +274,16 @@ def read_moment(folder: Path) -> Moment:
         raise StateError(
             f"{folder} holds no run", hint="name the folder that 'hefl serve' has as --state, or DIR/server/state"
         )
-    with _reported(path), _looking(path) as db:
+    with reported(path), looking(path) as db:
         db.execute("BEGIN")  # everything as of one moment
         _check_version(db, path)
         return _load(db)[0]
 
 
-@contextmanager
-def _looking(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a journal and leave nothing beside it, where SQLite would make the files that a writer has there."""
-    with ExitStack() as stack:
-        if not path.with_name(f"{FILE}-shm").exists():  # no server works on it, or was killed here
-            try:
-                folder = Path(stack.enter_context(TemporaryDirectory()))
-                for file in path.parent.glob(f"{FILE}*"):
-                    shutil.copyfile(file, folder / file.name)
-            except OSError as error:
-                raise StateError(f"{path} cannot be looked at: {reason_of(error)}") from error
-            path = folder / FILE
-        yield stack.enter_context(closing(_reader(path)))
-
-
-def _reader(path: Path) -> sqlite3.Connection:
-    where = f"file:{quote(str(path.absolute()))}?mode=ro"
-    return sqlite3.connect(where, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        with storing("the run's journal"):
-            create_private(path).close()
-            sync_folder(path.parent)
-    elif 0 < (size := path.stat().st_size) < LEAST_BYTES:
-        _damaged(path, f"it has {size} bytes")
-    db = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error:
-        db.close()
-        raise
-    return db
-
-
 def _check_version(db: sqlite3.Connection, path: Path) -> None:
     version, application = (db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("user_version", "application_id"))
     if application != APPLICATION_ID:
-        _damaged(path, "it is not hefl's")
+        damaged(path, "it is not hefl's")
     if version != SCHEMA_VERSION:
         raise StateError(
             f"{path} has schema version {version}, and this hefl reads version {SCHEMA_VERSION}",
@@ -327,8 +291,8 @@ def _check_version(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, Join | None]:
-    """What a journal says: the run, the last row's link, and the reference."""
+def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, KeptSettings | None, Join | None]:
+    """What a journal says: the run, the last row's link, what it keeps of its server's start, and the reference."""
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise ValueError(verdict)
@@ -345,8 +309,8 @@ def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, Join | None]:
             moment = _moment(moment, number, advance(moment.run, event), event, at)
         except ProtocolError as error:
             raise ValueError(f"event {number} does not follow: {error}") from error
-    *_, reference = _run_row(db)
-    return moment, link, None if reference is None else _decode(reference, Join)
+    *_, settings, reference = _run_row(db)
+    return moment, link, settings and _decode(settings, KeptSettings), reference and _decode(reference, Join)
 
 
 def _check_records(db: sqlite3.Connection, identity: Identity, run: Run) -> None:
@@ -368,7 +332,7 @@ def _moment(before: Moment, seq: int, run: Run, event: Event, at: float) -> Mome
 
 
 def _run_row(db: sqlite3.Connection) -> tuple[Any, ...]:
-    """Run, federation, generation, engine, precision, weighting, and the reference, which may be None."""
+    """Run, federation, generation, engine, precision, weighting, settings and reference; the last two may be None."""
     *row, link = db.execute("SELECT * FROM run").fetchone() or (None,)
     if link != run_link(row):
         raise ValueError("its settings are not those that were written")
@@ -377,24 +341,3 @@ def _run_row(db: sqlite3.Connection) -> tuple[Any, ...]:
 
 def _decode(body: bytes, kind: type[T]) -> T:
     return msgspec.json.decode(body, type=kind)
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn what SQLite and a damaged row raise into errors that name the file."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise disk_full("the run's journal") from error
-        if isinstance(error, sqlite3.OperationalError):
-            raise StateError(f"{path} cannot be used: {error}") from error
-        _damaged(path, str(error))
-    except HeflError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:  # msgspec's are ValueErrors
-        _damaged(path, str(error))
-
-
-def _damaged(path: Path, why: str) -> NoReturn:
-    raise StateError(f"{path} is damaged: {why}", hint=f"put a whole copy of the folder in its place, or {ELSEWHERE}")

@@ -12,6 +12,7 @@ from hefl.decisions import Clock
 from hefl.engine import Engine
 from hefl.errors import HeflError
 from hefl.history import Announcement, Record
+from hefl.keptsettings import KeptSettings, changes
 from hefl.params import LINES_AT_ONCE, LINES_PER_S
 from hefl.protocol import OtherLayoutError
 from hefl.rounds import Phase, Run
@@ -127,6 +128,11 @@ class News:
         last, planned = run.model_round, run.last_training
         log.info("stopped after round %d of %d: the clients had enough", last, planned)
         self._emit({"event": "stopped", "round": last, "rounds": planned})
+
+    def settled(self, before: KeptSettings | None, after: KeptSettings) -> None:
+        """The run has other settings than before; None where it is begun."""
+        for change in changes(before or after, after):
+            log.info("%s", change)
 
     def extended(self, before: Run, run: Run) -> None:
         """The run is to have more trainings."""

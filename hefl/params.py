@@ -75,6 +75,11 @@ LINES_AT_ONCE, LINES_PER_S = 50.0, 1.0
 ROUNDS = 20
 """Trainings of a run, where whoever runs it does not say."""
 
+JOIN_WAIT_S = 2.0
+"""So long does a server wait for the other known clients, once there are enough for a run."""
+ROUND_TIMEOUT_S = 60.0
+"""After so long a round closes with whoever is in."""
+
 KEEP_AGGREGATES = MAX_USELESS_SUMS + 1
 """So many of the last aggregates stay, at the server and at each client: one of them made a model."""
 

@@ -46,7 +46,8 @@ from hefl.events import (
     Useless,
 )
 from hefl.history import genesis
-from hefl.journal import FILE, Journal, read_moment
+from hefl.journal import FILE, Journal, read_moment, read_settings
+from hefl.keptsettings import KeptSettings
 from hefl.rounds import Phase, Run, advance
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
@@ -198,6 +199,18 @@ def test_what_the_first_client_said_of_its_model_stays(tmp_path: Path) -> None:
         assert again.reference == JOIN
 
 
+def test_what_a_server_was_started_with_stays_beside_what_the_first_client_said(tmp_path: Path) -> None:
+    kept = KeptSettings(min_clients=3, join_wait_s=0.5, round_timeout_s=600.0, max_values=77)
+    with closing(opened(tmp_path)) as journal:
+        assert read_settings(tmp_path) is None
+        journal.settle(kept)
+        journal.refer(JOIN)
+        play(journal, 4)
+    assert read_settings(tmp_path) == (TERMS, kept)
+    with closing(opened(tmp_path)) as again:
+        assert (again.settings, again.reference) == (kept, JOIN)
+
+
 def test_a_reader_sees_the_run_while_a_server_works_on_it_and_changes_nothing(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as journal:
         for _ in range(10):
@@ -256,6 +269,7 @@ DAMAGE = {
     "another checkpoint": "UPDATE checkpoint SET run = replace(run, 'gathering', 'ended')",
     "no run": "DELETE FROM run",
     "another engine": "UPDATE run SET engine = 'tenseal'",
+    "another least number of clients": "UPDATE run SET settings = '{\"min_clients\": 2}'",
     "another generation": "UPDATE run SET generation = generation + 1",
     "another reference": "UPDATE run SET reference = '{}'",
     "a missing record": "DELETE FROM record",
