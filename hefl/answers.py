@@ -147,6 +147,7 @@ def view_of(run: Run, name: str, version: int, silent: frozenset[str]) -> View:
     """The run as one client needs to see it; of the others, some are silent."""
     return View(
         version=version,
+        rounds=run.last_training,
         phase=run.phase.value,
         announcement=run.announcement if run.phase is Phase.COLLECTING else None,
         committed=name in run.committed,
@@ -161,7 +162,8 @@ def shown(run: Run) -> tuple[object, ...]:
     """What of a run its clients wait for; of confirmations, that those of all members are there."""
     last = max((r for r in (run.model, run.closing) if r), key=lambda r: r.announcement.round, default=None)
     confirmed = last is not None and {m.name for m in last.members} <= run.confirmations.keys()
-    return run.phase, run.announcement, run.model, run.closing, confirmed, _is_settled(run, frozenset())
+    settled = _is_settled(run, frozenset())
+    return run.phase, run.announcement, run.last_training, run.model, run.closing, confirmed, settled
 
 
 def useless_sums(run: Run) -> UselessSumsError:
@@ -188,7 +190,7 @@ def describe(run: Run) -> str:
 def length(run: Run) -> str:
     """How long a run is to be, in words."""
     if not run.closed_in:
-        return f"{run.rounds} rounds"
+        return "1 round" if run.rounds == 1 else f"{run.rounds} rounds"
     return f"{run.rounds} trainings, the last in round {run.last_training}"
 
 

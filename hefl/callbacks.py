@@ -17,7 +17,8 @@ class RoundReport:
     Attributes:
         round: Its number, from 0. Round 0 hands out the initial model; the one after the last training is a closing
             exchange of metrics only.
-        rounds: How many trainings the run was to have; the number of the last one.
+        rounds: The round of the last training, as planned by then. In a run that was extended, the closing rounds
+            before it have numbers too, so that it is more than the number of trainings.
         model: The round that made the model which this one started from: the one before, unless that made none.
         metrics: By name, averaged over the clients' validation data: of that model. Empty in round 0; None where no
             client had a number.

@@ -25,7 +25,6 @@ from hefl.errors import (
     HeflError,
     ProtocolError,
     StaleError,
-    StateError,
     TamperError,
     UnreachableError,
 )
@@ -171,13 +170,15 @@ class Client:
             raise
         self._welcome = welcome
         await self._say_useless()  # the server has forgotten what this client said before it left
-        self._rounds = max(self._rounds, welcome.rounds)  # an end that comes nearer is an early one
 
     async def _take_part(self) -> None:
         version = -1
         while True:
             view = await self._poller.other_than(version)
             version = view.version
+            self._rounds = max(
+                self._rounds, view.rounds
+            )  # it may be extended; an end that comes nearer is an early one
             await self._follower.follow(view)
             await self._take_records(view)
             if view.phase in OVER:
@@ -372,9 +373,7 @@ class Client:
             log.warning("the server did not take the metrics of model %d: %s", model, error)
 
     async def _report(self, record: Record, metrics: Metrics, bytes_down: int) -> RoundReport:
-        if self._welcome is None:
-            raise StateError("a record before a welcome")
         mine = any(m.name == self._folder.name for m in record.members)
-        report = self._learner.report(record, self._welcome.rounds, metrics, self._bytes_up if mine else 0, bytes_down)
+        report = self._learner.report(record, self._rounds, metrics, self._bytes_up if mine else 0, bytes_down)
         await work_in_thread(tell, self._on_round, report)
         return report

@@ -97,7 +97,6 @@ class Welcome(Value, frozen=True, kw_only=True):
     """The client is in."""
 
     run: Hex16
-    rounds: int
 
 
 class View(Value, frozen=True, kw_only=True):
@@ -105,6 +104,7 @@ class View(Value, frozen=True, kw_only=True):
 
     Attributes:
         version: Rises with every change.
+        rounds: The round of the last training, as it is planned by now.
         phase: As rounds.Phase.
         announcement: Of the open attempt.
         committed: This client's update is in.
@@ -114,6 +114,7 @@ class View(Value, frozen=True, kw_only=True):
     """
 
     version: int
+    rounds: int
     phase: str
     announcement: Announcement | None
     committed: bool

@@ -223,8 +223,7 @@ class Server:
         join = protocol.decode(await self._limits.read(request, protocol.MAX_JSON_BYTES), Join)
         self._turns.take(request[CLIENT])
         await self._coordinator.join(request[CLIENT], join)
-        run = self._coordinator.run
-        return _json(Welcome(run=run.run, rounds=run.last_training))
+        return _json(Welcome(run=self._coordinator.run.run))
 
     async def _view(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)

@@ -37,7 +37,7 @@ def client(tmp_path: Path) -> Client:
     folder = party.read_client_folder(tmp_path / "fed/clients/alice")
     learner = Learner("alice", Drift(), folder.secret, load_engine("packed"))
     made = Client(folder, learner, ClientState(tmp_path))
-    made._welcome, made._rounds = Welcome(run=RUN, rounds=3), 3
+    made._welcome, made._rounds = Welcome(run=RUN), 3
     made._state.tell(10)
     return made
 
@@ -83,7 +83,7 @@ def test_a_client_says_whether_an_early_end_was_its_own_decision(
 
 
 def shown(**changes: Any) -> View:
-    view = View(version=1, phase="gathering", announcement=None, committed=False, model=None, closing=None)
+    view = View(version=1, rounds=3, phase="gathering", announcement=None, committed=False, model=None, closing=None)
     return msgspec.structs.replace(view, **changes)
 
 

@@ -144,9 +144,10 @@ def test_the_beginning_of_a_frame_is_read_or_refused(updates: dict[str, bytes], 
 
 SAID: tuple[Value, ...] = (
     JOIN,
-    protocol.Welcome(run="00" * 16, rounds=20),
+    protocol.Welcome(run="00" * 16),
     protocol.View(
         version=7,
+        rounds=20,
         phase="collecting",
         announcement=FRAMES,
         committed=False,

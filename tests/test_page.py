@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import browser, colours, hosts, log_of, overflows, resize
-from federation import LIMIT_S, Command, Federation
+from federation import LIMIT_S, Command, Federation, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from selenium.webdriver import ActionChains, Chrome, Keys
 
@@ -165,10 +165,10 @@ def test_a_run_is_shown_live_until_it_ends(keys: Federation, tmp_path: Path, dri
         until(lambda: follow("Round 2 of 3", "waiting for bob."))
         assert clients_of(driver) == {"alice": "update is in", "bob": "awaited"}
         assert re.fullmatch(r"Closes in (1:00|0:5\d)\.", text(driver, "#clock"))
-        until(lambda: follow("Run ended after 3 rounds", "this page stays as it is."))
+        until(lambda: follow("Run ended after round 3", "this page stays as it is."))
         assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], [alice.error, bob.error, server.error]
 
-    order = ["Initial model 3 rounds", *(f"Round {n} of 3" for n in (1, 2, 3)), "Closing after 3 rounds"]
+    order = ["Initial model 3 rounds", *(f"Round {n} of 3" for n in (1, 2, 3)), "Closing after round 3"]
     assert [order.index(h) for h in headings[:-1]] == sorted({order.index(h) for h in headings[:-1]})
     assert text(driver, "#link") == "run ended"
     assert set(clients_of(driver).values()) == {"finished"}
@@ -305,6 +305,41 @@ def test_a_client_tells_the_server_nothing_of_the_models_quality_unless_it_is_as
         assert (row["metrics"], row["reporter"]) == ({"loss": 1.5, "<script>": None}, "alice")
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0], server.error
         assert [e["round"] for e in server.events if e["event"] == "metrics"] == [1]
+
+
+def test_page_clients_and_status_count_the_rounds_of_an_extended_run_alike(
+    keys: Federation, tmp_path: Path, driver: Chrome
+) -> None:
+    """Round 2 closed it after one training; then two more are asked for, one of them while its clients are there."""
+    state, port = tmp_path / "server", free_port()
+    with keys:
+        keys.url = f"https://127.0.0.1:{port}"
+        first = keys.start_server(state, "--rounds", "1", "--join-wait", "0", port=port)
+        assert [c.wait() for c in (*both(keys, tmp_path), first)] == [0, 0, 0]
+        second = keys.start_server(state, "--rounds", "2", port=port, module="dying", DIE="after Announced 1")
+        clients = both(keys, tmp_path)
+        assert second.wait() == -signal.SIGKILL
+        third = keys.start_server(state, "--rounds", "3", "--page-port", "0", port=port)
+        driver.get(page_of(third))
+        seen: list[str] = []
+
+        def over() -> bool:
+            seen.append(text(driver, "h1"))
+            return seen[-1] == "Run ended after round 4"
+
+        until(over)
+        assert [c.wait() for c in (*clients, third)] == [0, 0, 0], [c.error for c in clients]
+        status = keys.run("status", state)
+        assert status.wait() == 0
+    assert status.out[0].endswith("of 3 trainings, the last in round 4: ended after round 4")
+    assert "Round 4 of 4, with 3 trainings" in seen
+    for client in clients:
+        rounds = [(e["round"], e["rounds"]) for e in client.events if e["event"] == "round"]
+        assert rounds[-3:] == [(3, 4), (4, 4), (5, 4)]
+
+
+def both(keys: Federation, folder: Path) -> list[Command]:
+    return [keys.client(name, folder / name, "--connect-timeout", "60") for name in ("alice", "bob")]
 
 
 def check_figures(counted: dict[tuple[str, ...], float], server: Command) -> None:

@@ -175,6 +175,7 @@ def describe(run: Run, clock: Clock, watch: Watch) -> dict[str, Any]:
         "exchange": run.exchange,
         "round": run.shown_round,
         "rounds": run.last_training,
+        "trainings": run.rounds,
         "done": run.model_round,
         "attempt": run.attempt,
         "min_clients": run.min_clients,

@@ -104,11 +104,12 @@ function doing() {
 }
 
 function heading() {
-  const many = (n) => (n === 1 ? "1 round" : `${n} rounds`);
-  if (now.phase === "ended") return ["Run ended", `after ${many(now.done)}`];
-  if (now.exchange === "initial") return ["Initial model", many(now.rounds)];
-  if (now.exchange === "closing") return ["Closing", `after ${many(now.done)}`];
-  return [`Round ${now.round}`, `of ${now.rounds}`];
+  // Closing rounds before an extension have numbers too.
+  const trainings = now.trainings === now.rounds ? "" : `, with ${now.trainings} trainings`;
+  if (now.phase === "ended") return ["Run ended", `after round ${now.done}`];
+  if (now.exchange === "initial") return ["Initial model", now.rounds === 1 ? "1 round" : `${now.rounds} rounds`];
+  if (now.exchange === "closing") return ["Closing", `after round ${now.done}`];
+  return [`Round ${now.round}`, `of ${now.rounds}${trainings}`];
 }
 
 // --- what stands above -----------------------------------------------------------------------------------------------
