@@ -70,7 +70,8 @@ def demo(
 
     if engine == "plaintext":
         raise EngineError(
-            "the demo compares an encrypted training with a plaintext one", hint="--engine packed or tenseal"
+            "the demo compares an encrypted training with a plaintext one",
+            hint="--engine packed" if tamper else "--engine packed or tenseal",
         )
     task = Task(data, clients, Partition.parse(partition), rounds, seed)
     shares = share_data(task)

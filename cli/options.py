@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from hefl.params import DEFAULT_ENGINE, ENGINES, KEEP_AGGREGATES, PRECISION_BITS, PRECISION_BITS_RANGE, WEIGHTINGS
+from hefl.params import (
+    CLIENT_WEIGHT_BITS,
+    DEFAULT_ENGINE,
+    ENGINES,
+    KEEP_AGGREGATES,
+    PRECISION_BITS,
+    PRECISION_BITS_RANGE,
+    WEIGHTINGS,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds: neither infinite nor NaN, which JSON cannot say."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, and finite."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not finite", param, ctx)
+        return found
+
+
+class Precision(click.IntRange):
+    """Bits of a value, where another option narrows the range."""
+
+    note = f", and at most {PRECISION_BITS_RANGE[1] - CLIENT_WEIGHT_BITS} with --weighting client"
+    """What a message adds."""
 
 
 def kept_option(flag: str, *, default: object, help: str, **fields: Any) -> Callable[[F], F]:  # noqa: A002 - click's name
@@ -26,9 +53,9 @@ TERMS: dict[str, dict[str, Any]] = {
         "help": "How updates are encrypted; the same on both sides. 'plaintext' is for comparisons on one machine.",
     },
     "--precision": {
-        "type": click.IntRange(*PRECISION_BITS_RANGE),
+        "type": Precision(*PRECISION_BITS_RANGE),
         "default": PRECISION_BITS,
-        "help": "Bits of a fixed-point value of engine packed; the same on both sides.",
+        "help": "Bits of a fixed-point value of engine packed; the same on both sides" + Precision.note + ".",
     },
     "--weighting": {
         "type": click.Choice(WEIGHTINGS),

@@ -8,11 +8,11 @@ import click
 
 from hefl.cli.options import json_option, precision_option, print_json
 from hefl.errors import UsageError
-from hefl.params import CONNECTION_BYTES, KEEP_AGGREGATES, MAX_CLIENTS, SERVER_BYTES
+from hefl.params import CONNECTION_BYTES, KEEP_AGGREGATES, MAX_CLIENTS, MAX_VALUES, SERVER_BYTES
 
 
 @click.command()
-@click.option("--values", type=click.IntRange(1), required=True, help="Parameters of the model.")
+@click.option("--values", type=click.IntRange(1, MAX_VALUES), required=True, help="Parameters of the model.")
 @click.option("--clients", type=click.IntRange(2, MAX_CLIENTS), required=True, help="How many take part.")
 @precision_option
 @click.option("--weights", metavar="N,N,...", help="Numbers of examples, one for each client.  [default: equal]")
@@ -75,6 +75,11 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
     )
 
 
+def _example(clients: int) -> str:
+    """Numbers of examples as ``--weights`` takes them."""
+    return ",".join(str(10 * (i + 1)) for i in range(clients))
+
+
 def _numbers(weights: str | None, clients: int) -> list[int]:
     if weights is None:
         return [1] * clients
@@ -85,6 +90,6 @@ def _numbers(weights: str | None, clients: int) -> list[int]:
     if len(numbers) != clients or min(numbers) < 1:
         raise UsageError(
             f"--weights takes {clients} whole numbers from 1 on, one for each of --clients, got {weights!r}",
-            hint="separate them by commas: --weights 30,10,25",
+            hint="separate them by commas" + (f": --weights {_example(clients)}" if clients <= 5 else ""),
         )
     return numbers

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hefl.cli.logs import log_option
-from hefl.cli.options import json_option, keep_option, kept_option, kept_terms_options, print_json
+from hefl.cli.options import Seconds, json_option, keep_option, kept_option, kept_terms_options, print_json
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
 from hefl.params import (
     JOIN_WAIT_S,
+    LEAST_CONNECTIONS,
     MAX_CONNECTIONS,
     MAX_NUM_EXAMPLES,
     MAX_VALUES,
@@ -46,13 +47,13 @@ log = logging.getLogger("hefl")
 @kept_option("--min-clients", type=click.IntRange(2), default=MIN_CLIENTS, help="Fewer than this in a sum is refused.")
 @kept_option(
     "--join-wait",
-    type=click.FloatRange(0),
+    type=Seconds(0),
     default=JOIN_WAIT_S,
     help="Seconds to wait for the other known clients once --min-clients are here.",
 )
 @kept_option(
     "--round-timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Seconds(0, min_open=True),
     default=ROUND_TIMEOUT_S,
     help="Seconds until a round closes with whoever is in.",
 )
@@ -67,7 +68,7 @@ log = logging.getLogger("hefl")
 @click.option("--port", type=click.IntRange(0, 65535), default=8443, show_default=True, help="0 takes any.")
 @click.option(
     "--max-connections",
-    type=click.IntRange(2, 65536),
+    type=click.IntRange(LEAST_CONNECTIONS, 65536),
     default=MAX_CONNECTIONS,
     show_default=True,
     help="At once; a client needs two or three. Beyond it, who has shown no certificate is cut off first.",

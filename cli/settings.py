@@ -87,7 +87,8 @@ def _read_table(path: Path, command: click.Command, table: dict[str, Any]) -> di
         if key not in options:
             raise UsageError(
                 f"{where} is no setting of 'hefl {command.name}'",
-                hint=_nearest(key, options, "{}") or f"keys are the long flags of 'hefl {command.name} --help'",
+                hint=_nearest(key, options.keys() - EACH_TIME, "{}")
+                or f"keys are the long flags of 'hefl {command.name} --help'",
             )
         option = options[key]
         if option.name:

@@ -20,7 +20,7 @@ def expects(option: click.Parameter) -> str:
     if isinstance(kind, click.IntRange | click.FloatRange):
         what = "a whole number" if isinstance(kind, click.IntRange) else "a number"
         low = "" if kind.min is None else f" {'above' if kind.min_open else 'from'} {kind.min}"
-        return what + low + ("" if kind.max is None else f" to {kind.max}")
+        return what + low + ("" if kind.max is None else f" to {kind.max}") + getattr(kind, "note", "")
     if isinstance(kind, click.types.IntParamType):
         return "a whole number"
     if isinstance(kind, click.types.FloatParamType):

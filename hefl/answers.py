@@ -6,7 +6,7 @@ from hefl.decisions import RunSettings
 from hefl.engine import Engine, check_terms
 from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError, UselessSumsError
 from hefl.history import Announcement
-from hefl.params import SILENT_S
+from hefl.params import MAX_VALUES, SILENT_S
 from hefl.protocol import Join, View
 from hefl.rounds import Phase, Run
 
@@ -24,7 +24,8 @@ def check_join(name: str, join: Join, engine: Engine, settings: RunSettings) -> 
     if values > most:
         raise LayoutError(
             f"client {name}'s model has {values} values, and this server takes at most {most}",
-            hint="is it the right model? If so, the server needs a higher --max-values",
+            hint="is it the right model? "
+            + ("If so, the server needs a higher --max-values" if values <= MAX_VALUES else "There is no larger one"),
         )
 
 

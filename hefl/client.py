@@ -282,7 +282,7 @@ class Client:
             raise TamperError(
                 f"round {announcement.round} is announced to {count} clients, and this one takes part with {least} "
                 "at least: a sum of few shows much of each",
-                hint=f"start the server with --min-clients {least}, or this client with another --min-participants",
+                hint=_way_to_more(count, least),
                 check="enough-participants",
             )
         return True
@@ -377,3 +377,13 @@ class Client:
         report = self._learner.report(record, self._rounds, metrics, self._bytes_up if mine else 0, bytes_down)
         await work_in_thread(tell, self._on_round, report)
         return report
+
+
+def _way_to_more(count: int, least: int) -> str:
+    """What to do where a round has ``count`` participants, and this client takes part with ``least`` at least."""
+    if count < MIN_CLIENTS:
+        return "no honest server announces that; do not go on with this one"
+    return (
+        f"have the server started with --min-clients {least}, where the federation has as many clients, "
+        f"or start this client with --min-participants {count}"
+    )

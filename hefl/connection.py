@@ -312,10 +312,10 @@ def _check_url(url: str, *, insecure_http: bool) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"--server {url}: {error}", hint="such as https://127.0.0.1:8443") from error
+        raise UsageError(f"--server {url}: {error}", hint=f"such as {_like(url, insecure_http)}") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
-        like = f"https://{url}" if "://" not in url and ":" in url else "https://127.0.0.1:8443"
-        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=f"such as {like}")
+        hint = f"such as {_like(url, insecure_http)}"
+        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=hint)
     if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
         raise UsageError(
             f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
@@ -325,3 +325,13 @@ def _check_url(url: str, *, insecure_http: bool) -> None:
             f"--insecure-http goes with an http:// URL, got {url}",
             hint="name it with --server as 'hefl serve --insecure-http' prints it, or leave --insecure-http out",
         )
+
+
+def _like(url: str, insecure_http: bool) -> str:
+    """A URL that would do in place of one that does not: the same with its scheme, where that was all that it lacks."""
+    scheme = "http" if insecure_http else "https"
+    if "://" not in url and ":" in url:
+        with suppress(UsageError):
+            _check_url(f"{scheme}://{url}", insecure_http=insecure_http)
+            return f"{scheme}://{url}"
+    return f"{scheme}://127.0.0.1:8443"

@@ -76,7 +76,8 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
             f"{folder} keeps no model{'' if number is None else f' of round {number}'}: {there}",
             hint="a client keeps its last ones; see its --keep, and --state",
         )
-    stem, hint = folder / "aggregates" / f"{number:010}", f"name another round with --round: {_listed(kept)}"
+    stem, others = folder / "aggregates" / f"{number:010}", [other for other in kept if other != number]
+    hint = f"name another round with --round: {_listed(others)}" if others else "no other round is kept there"
     with naming(path := stem.with_suffix(".agg"), hint):
         data = read(path)
         identity = wire.open_frame(data).header.identity

@@ -12,6 +12,7 @@ from aiohttp import web
 from hefl.allowance import Allowance
 from hefl.errors import MalformedError, TooManyError, TooSlowError, UsageError
 from hefl.params import (
+    LEAST_CONNECTIONS,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_OF_CLIENT,
     MIN_BYTES_PER_S,
@@ -52,9 +53,11 @@ class Limits:
         needed = 2 * self.max_connections + SPARE_FILES
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard != resource.RLIM_INFINITY and hard < needed:
+            most = (hard - SPARE_FILES) // 2
+            fewer = f"--max-connections {most}, or " if most >= LEAST_CONNECTIONS else ""
             raise UsageError(
                 f"{self.max_connections} connections need {needed} open files, and this process may have {hard}",
-                hint=f"--max-connections {max((hard - SPARE_FILES) // 2, 1)}, or raise the limit, see ulimit -n",
+                hint=f"{fewer}raise the limit, see ulimit -n",
             )
         if soft != resource.RLIM_INFINITY and soft < needed:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

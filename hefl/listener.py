@@ -26,6 +26,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
 from hefl.limits import Limits
+from hefl.protocol import is_loopback
 
 log = logging.getLogger("hefl")
 
@@ -92,7 +93,9 @@ class Listener:
                 ) from error
             raise UsageError(
                 f"cannot listen on {host}:{port}: {reason_of(error)}",
-                hint="--host is an address of this machine; 0.0.0.0 is all that it has",
+                hint="--host 127.0.0.1 is always there"
+                if is_loopback(host)
+                else "--host is an address of this machine; 0.0.0.0 is all that it has",
             ) from error
         return int(self._sockets[0].getsockname()[1])
 

@@ -24,9 +24,10 @@ SUFFIXES = (".npz", ".safetensors")
 def check_suffix(path: Path) -> None:
     """Refuse a name that says of no known format. Raises UsageError."""
     if path.suffix not in SUFFIXES:
+        like = path.with_suffix(".npz") if path.name and not path.is_dir() else path / "model.npz"
         raise UsageError(
             f"a model's file ends in {' or '.join(SUFFIXES)}, got {str(path)!r}",
-            hint=f"such as {path.with_suffix('.npz')}; hefl reads and writes no other kind, and no pickle",
+            hint=f"such as {like}; hefl reads and writes no other kind, and no pickle",
         )
 
 

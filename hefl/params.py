@@ -51,6 +51,7 @@ POLL_S = 4.0
 
 MAX_CONNECTIONS = 1024
 """A server has no more connections at once; a client needs two or three."""
+LEAST_CONNECTIONS = 2
 MAX_CONNECTIONS_OF_CLIENT = 8
 PAGE_CONNECTIONS = 64
 """The page has no more at once; a browser needs one that stays, and a few more at first."""

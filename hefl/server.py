@@ -34,7 +34,7 @@ from hefl.keys.party import ServerFolder
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.news import Emit, Refusals, say_who_lacks
-from hefl.params import POLL_S
+from hefl.params import MIN_CLIENTS, POLL_S
 from hefl.protocol import Confirmation, Held, Join, MetricsReport, Noted, Welcome
 from hefl.rounds import Phase, Run
 from hefl.spool import Spool, Upload, Writing
@@ -93,10 +93,11 @@ class Server:
         insecure_http: bool = False,
         limits: Limits | None = None,
     ) -> None:
-        if len(folder.clients) < settings.min_clients:
+        if (known := len(folder.clients)) < settings.min_clients:
+            fewer = f", or take part with fewer: --min-clients {known}" if known >= MIN_CLIENTS else ""
             raise UsageError(
                 f"{folder.path} knows {', '.join(folder.clients)} only, and --min-clients is {settings.min_clients}",
-                hint="make keys for more clients, or wait for fewer; at least 2 make a sum",
+                hint=f"make keys for more clients{fewer}; at least {MIN_CLIENTS} make a sum",
             )
         loopback = protocol.is_loopback(host)
         if insecure_http and not loopback:

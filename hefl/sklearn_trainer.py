@@ -77,7 +77,7 @@ class SklearnTrainer:
                 hint="for another estimator, write a trainer: see hefl.trainer.Trainer",
             )
         if isinstance(made, LogisticRegression) and made.solver == "liblinear":
-            raise TrainerError("solver 'liblinear' cannot start from the global model", hint="take 'lbfgs' or 'saga'")
+            raise TrainerError("solver 'liblinear' cannot start from the global model", hint="take 'saga'")
         if isinstance(made, MLPClassifier) and (made.solver == "lbfgs" or made.early_stopping):
             raise TrainerError(
                 "an MLPClassifier that trains round by round needs solver 'adam' or 'sgd', and no early_stopping",

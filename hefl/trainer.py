@@ -108,7 +108,11 @@ def _way_to_import(spec: str, error: Exception) -> str:
     """What to do where a trainer could not be imported."""
     module_name, _, attribute = spec.partition(":")
     if module_name.endswith(".py"):
-        return f"name the module, not its file: {module_name.removesuffix('.py').replace('/', '.')}:{attribute}"
+        file = Path(module_name).with_suffix("")
+        parts = file.relative_to(Path.cwd()).parts if file.is_relative_to(Path.cwd()) else file.parts
+        if (file.anchor and parts == file.parts) or ".." in parts:
+            return f"run the command in {file.parent}, and name the module, not its file: {file.name}:{attribute}"
+        return f"name the module, not its file: {'.'.join(parts)}:{attribute}"
     if isinstance(error, AttributeError) and (meant := get_close_matches(attribute, vars(sys.modules[module_name]), 1)):
         return f"did you mean {module_name}:{meant[0]}?"
     missing = error.name if isinstance(error, ModuleNotFoundError) else None

@@ -32,6 +32,9 @@ from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, PRECISION_BITS
 from hefl.trainer import check_num_examples
 from hefl.updates import Summation, read_aggregate, write_update
 
+LARGEST_RANGE = 2.0**64
+"""No ``value_range`` is above it."""
+
 
 def announce(
     public: PublicContext,
@@ -97,7 +100,7 @@ def encrypt(
         secret: The clients' context.
         attempt: From ``announce``.
         name: The participant's.
-        value_range: A power of two from 1 on, the same for all participants; ``packed`` rounds to
+        value_range: A power of two from 1 to 2**64, the same for all participants; ``packed`` rounds to
             value_range * 2**(1 - precision_bits).
 
     Returns:
@@ -124,7 +127,7 @@ def encrypt(
     if engine.terms.precision_bits and (np.abs(values) > value_range).any():
         raise OutOfRangeError(
             f"value {int(np.argmax(np.abs(values) > value_range))} is beyond +-{value_range:g}; nothing was encrypted",
-            hint="give all participants the same, larger value_range",
+            hint=_way_to_hold(float(np.abs(values).max())),
         )
     file = io.BytesIO()
     write_update(file, codec.encode_model([values], {}, (exponent,)), secret, engine, attempt, name)
@@ -181,6 +184,16 @@ def _layout(count: int) -> Layout:
 
 def _exponent(value_range: float) -> int:
     mantissa, exponent = math.frexp(value_range)
-    if mantissa != 0.5 or not 1 <= value_range <= 2.0**64:
+    if mantissa != 0.5 or not 1 <= value_range <= LARGEST_RANGE:
         raise ParametersError(f"value_range must be a power of two from 1 to 2**64, got {value_range!r}")
     return exponent - 1
+
+
+def _way_to_hold(largest: float) -> str:
+    """What to do about a value of this magnitude, which the range does not hold."""
+    if largest > LARGEST_RANGE:
+        return "scale the vector at all participants: no value_range is above 2**64"
+    mantissa, exponent = math.frexp(largest)
+    exponent -= mantissa == 0.5
+    power = f"{2**exponent}" if exponent <= 20 else f"2.0**{exponent}"
+    return f"give all participants the same value_range, a power of two that holds the values of all: here {power}"

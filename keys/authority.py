@@ -169,7 +169,7 @@ def change(folder: Path, wanted: Change, passphrase: Passphrase | None = None, *
         if seals and not (before.is_sealed or wanted.rotates):
             raise UsageError(
                 f"the keys in {folder} have no passphrase",
-                hint="'--rotate --passphrase' makes new keys, with one; or leave --passphrase out",
+                hint="--rotate as well makes new keys, which have it; or leave the passphrase out",
             )
         urls = tuple(server_url(name) for name in wanted.server_names) or before.urls
         names = _names_after(folder, before.names, wanted, urls)
@@ -254,12 +254,19 @@ def _names_after(folder: Path, before: ClientNames, wanted: Change, urls: tuple[
         if name in before.revoked:
             raise UsageError(f"client {name} was revoked already", hint="--rotate makes new keys for all that remain")
         if name not in before.clients:
-            raise UsageError(f"{folder} has no client {name!r}", hint=f"its clients: {', '.join(before.clients)}")
+            raise UsageError(f"{folder} has no client {name!r}", hint=_who_may_go(before, wanted))
     remain = [name for name in before.clients if name not in wanted.revoke]
     if not remain and not wanted.add:
         raise UsageError("at least one client must remain", hint="--force makes a new federation in this one's place")
     clients = check_clients([*remain, *wanted.add], urls)
     return ClientNames(clients, tuple(sorted({*before.revoked, *wanted.revoke} - set(clients))))
+
+
+def _who_may_go(before: ClientNames, wanted: Change) -> str:
+    """Which names ``--revoke`` would take."""
+    if len(before.clients) == 1 and not wanted.add:
+        return f"its only client is {before.clients[0]}, and at least one must remain"
+    return f"its clients: {', '.join(before.clients)}"
 
 
 def _check_wanted(folder: Path, wanted: Change) -> None:

@@ -23,7 +23,8 @@ def check_clients(names: Iterable[str], urls: Sequence[str]) -> tuple[str, ...]:
     """
     names = tuple(sorted(names))
     if not 1 <= len(names) <= MAX_CLIENTS:
-        raise UsageError(f"from 1 to {MAX_CLIENTS} clients make a federation, got {len(names)}", hint="--client NAME")
+        hint = None if names else "name each: --client NAME"
+        raise UsageError(f"from 1 to {MAX_CLIENTS} clients make a federation, got {len(names)}", hint=hint)
     for name in names:
         if not re.fullmatch(NAME_PATTERN, name):
             raise UsageError(

@@ -38,6 +38,18 @@ MISTAKES: list[tuple[str, int, str, str]] = [
     ),
     ("serve fed/server --join-wait -1", 2, "--join-wait takes a number from 0, got -1.0", "see 'hefl serve --help'"),
     (
+        "serve fed/server --round-timeout inf",
+        2,
+        "--round-timeout takes a number above 0, got inf",
+        "see 'hefl serve --help'",
+    ),
+    (
+        "client fed/clients/alice --data iris:alice --precision 41",
+        2,
+        "--precision takes a whole number from 8 to 40, and at most 30 with --weighting client, got 41",
+        "see 'hefl client --help'",
+    ),
+    (
         "serve fed/server more",
         2,
         "serve takes no further argument, got more",
@@ -59,7 +71,7 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "plan --values 10 --clients 3 --weights 1,2",
         2,
         "--weights takes 3 whole numbers from 1 on, one for each of --clients, got '1,2'",
-        "separate them by commas: --weights 30,10,25",
+        "separate them by commas: --weights 10,20,30",
     ),
     # folders
     ("serve nowhere", 3, "nowhere is not a folder", "name DIR/server as 'hefl keygen' made it"),
@@ -89,7 +101,7 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "serve fed/server --min-clients 3",
         2,
         "fed/server knows alice, bob only, and --min-clients is 3",
-        "make keys for more clients, or wait for fewer; at least 2 make a sum",
+        "make keys for more clients, or take part with fewer: --min-clients 2; at least 2 make a sum",
     ),
     # where the server is
     (

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.errors import UsageError
+from hefl.params import MIN_CLIENTS
 
 I64 = NDArray[np.int64]
 
@@ -92,7 +93,10 @@ class Partition:
             raise UsageError(
                 f"partition {self} of {len(labels)} training examples leaves {whose} {len(parts[index - 1])}; "
                 f"every client needs at least {MIN_EXAMPLES}",
-                hint="share them among fewer clients" + ("" if self.alpha is None else ", or with a larger ALPHA"),
+                hint=" or ".join(
+                    (["share them among fewer clients"] if count > MIN_CLIENTS else [])
+                    + ([] if self.alpha is None else ["take a larger ALPHA"])
+                ),
             )
         return parts
 
