@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import unicodedata
@@ -75,16 +76,24 @@ class Passphrase:
 
     @classmethod
     def from_file(cls, path: Path) -> Passphrase:
-        """The first line of a file that only its owner may read.
+        """The first line of a file that only its owner may read; a byte-order mark before it is no part of it.
 
         Raises:
-            KeyFileError: It is missing, a link, readable by others, or no text.
+            KeyFileError: It is missing, a link, readable by others, or no UTF-8 text.
         """
+        data = read_private(path, MAX_FILE_BYTES)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+            raise KeyFileError(
+                f"{path} is UTF-16 or UTF-32 text, and not UTF-8",
+                hint="save it again as UTF-8, in Windows' Notepad under 'Save as', 'Encoding'",
+            )
         try:
-            text = read_private(path, MAX_FILE_BYTES).decode()
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise KeyFileError(f"{path} is not UTF-8 text", hint="its first line is the passphrase") from error
-        line = text.partition("\n")[0].removesuffix("\r")
+            raise KeyFileError(
+                f"{path} is not UTF-8 text", hint="save it again as UTF-8; its first line is the passphrase"
+            ) from error
+        line = re.split("[\r\n]", text, maxsplit=1)[0]
         if not line:
             raise KeyFileError(f"{path} begins with an empty line", hint="its first line is the passphrase")
         return cls(lambda _: line)

@@ -154,17 +154,35 @@ def test_a_passphrase_is_the_same_however_it_was_typed(path: Path) -> None:
     keyfile.read_secret(path, Passphrase(lambda _: decomposed))
 
 
-@pytest.mark.parametrize("line", [f"{WORDS}\n", f"{WORDS}\r\nsecond line\n", WORDS])
-def test_a_passphrase_file_gives_its_first_line(path: Path, line: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("line", [f"{WORDS}\n", f"{WORDS}\r\nsecond line\r\n", f"{WORDS}\rsecond line\r", WORDS])
+def test_a_passphrase_file_gives_its_first_line_whatever_an_editor_puts_around_it(
+    path: Path, line: str, encoding: str
+) -> None:
     file = path.with_name("words")
     file.touch(0o600)
-    file.write_bytes(line.encode())
+    file.write_bytes(line.encode(encoding))
     keyfile.read_secret(path, Passphrase.from_file(file))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_passphrase_file_of_another_encoding_is_refused_with_the_way_out(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "words"
+    file.touch(0o600)
+    file.write_bytes("correct horse\r\n".encode(encoding))
+    with pytest.raises(KeyFileError, match="is UTF-16 or UTF-32 text, and not UTF-8") as caught:
+        Passphrase.from_file(file)
+    assert "save it again as UTF-8" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
     ("data", "mode", "message"),
-    [(b"\n", 0o600, "empty line"), (b"\xff\n", 0o600, "UTF-8"), (b"x\n", 0o640, "read by others")],
+    [
+        (b"\n", 0o600, "empty line"),
+        (b"\xef\xbb\xbf\r\n", 0o600, "empty line"),
+        (b"\xe9\n", 0o600, "is not UTF-8 text"),
+        (b"x\n", 0o640, "read by others"),
+    ],
 )
 def test_a_passphrase_file_that_is_none_is_refused(tmp_path: Path, data: bytes, mode: int, message: str) -> None:
     (tmp_path / "words").write_bytes(data)
