@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import json_option, print_json
+from hefl.params import EXAMPLE_CLIENTS, EXAMPLE_VALUES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--values", type=click.IntRange(1000), default=1_663_370, show_default=True, help="Parameters of the model."
+    "--values", type=click.IntRange(1000), default=EXAMPLE_VALUES, show_default=True, help="Parameters of the model."
 )
-@click.option("--clients", type=click.IntRange(2, 50), default=3, show_default=True, help="With equal weights.")
+@click.option(
+    "--clients", type=click.IntRange(2, 50), default=EXAMPLE_CLIENTS, show_default=True, help="With equal weights."
+)
 @json_option
 def bench(values: int, clients: int, as_json: bool) -> None:
     """Time each engine's arithmetic on one core, and whole rounds, encrypted and plaintext, over TLS on this machine.

@@ -8,16 +8,35 @@ import click
 
 from hefl.cli.options import json_option, precision_option, print_json
 from hefl.errors import UsageError
-from hefl.params import CONNECTION_BYTES, KEEP_AGGREGATES, MAX_CLIENTS, MAX_VALUES, SERVER_BYTES
+from hefl.params import (
+    CONNECTION_BYTES,
+    EXAMPLE_CLIENTS,
+    EXAMPLE_VALUES,
+    KEEP_AGGREGATES,
+    MAX_CLIENTS,
+    MAX_VALUES,
+    MIN_CLIENTS,
+    SERVER_BYTES,
+)
 
 
 @click.command()
-@click.option("--values", type=click.IntRange(1, MAX_VALUES), required=True, help="Parameters of the model.")
-@click.option("--clients", type=click.IntRange(2, MAX_CLIENTS), required=True, help="How many take part.")
+@click.option(
+    "--values",
+    type=click.IntRange(1, MAX_VALUES),
+    default=EXAMPLE_VALUES,
+    show_default=True,
+    help="Parameters of the model.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(MIN_CLIENTS, MAX_CLIENTS),
+    help=f"How many take part.  [default: {EXAMPLE_CLIENTS}, or as many as --weights]",
+)
 @precision_option
 @click.option("--weights", metavar="N,N,...", help="Numbers of examples, one for each client.  [default: equal]")
 @json_option
-def plan(values: int, clients: int, precision: int, weights: str | None, as_json: bool) -> None:
+def plan(values: int, clients: int | None, precision: int, weights: str | None, as_json: bool) -> None:
     """Say what a round of the packed engine costs: bytes, memory, and how exact it is.
 
     Bytes are of one client's update and of the aggregate, metrics and frames left out. Of memory and disk it says the
@@ -27,6 +46,7 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
     from hefl.fixedpoint import initial_words
     from hefl.plan import choose_plan, reduce_weights
 
+    clients = clients or (max(len(weights.split(",")), MIN_CLIENTS) if weights else EXAMPLE_CLIENTS)
     reduced = reduce_weights({str(i): number for i, number in enumerate(_numbers(weights, clients))})
     chosen = choose_plan(values, precision, reduced.total)
     initial = choose_plan(initial_words(4 * values, precision), precision, 1)
@@ -48,6 +68,7 @@ def plan(values: int, clients: int, precision: int, weights: str | None, as_json
     if as_json:
         print_json(facts)
         return
+    click.echo(f"for:     {values:,} values (--values), {clients} clients (--clients)")
     click.echo(
         f"ring:    degree {chosen.ring.degree}, {chosen.limbs} limbs of {chosen.limb_bits} bits; "
         f"{chosen.lanes} values of {chosen.width_bits} bits in a coefficient, below them {chosen.margin_bits} for noise"

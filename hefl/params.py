@@ -73,6 +73,9 @@ TURNS_AT_ONCE, TURNS_PER_S = 40.0, 4.0
 LINES_AT_ONCE, LINES_PER_S = 50.0, 1.0
 """So many lines of a server's log may be about what one client was refused; the others are counted."""
 
+EXAMPLE_VALUES, EXAMPLE_CLIENTS = 1_663_370, 3
+"""Of the federation that is measured, and planned, where nobody names another."""
+
 ROUNDS = 20
 """Trainings of a run, where whoever runs it does not say."""
 

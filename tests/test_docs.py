@@ -73,6 +73,21 @@ def test_the_python_example_prints_what_it_says(tmp_path: Path) -> None:
     assert expected == ["[0.2 0.3]"]
 
 
+def test_the_python_example_with_larger_values_works_with_what_its_comment_adds(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    (addition,) = re.findall(r"# values over 1: all add (value_range=\d+)", code)
+
+    def run(larger: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", larger], capture_output=True, text=True, cwd=tmp_path
+        )
+
+    larger = code.replace("[0.5, 0.6]", "[2.5, 3.5]")
+    assert "is beyond +-1" in run(larger).stderr
+    done = run(re.sub(r'(attempt, "(?:alice|bob)")\)', rf"\1, {addition})", larger))
+    assert done.stdout.splitlines() == ["[0.7   1.025]"], done.stderr
+
+
 def test_every_command_is_in_the_readme() -> None:
     for name in COMMANDS:
         assert f"hefl {name}" in README or f"make {name}" in README

@@ -62,10 +62,10 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "did you mean packed?",
     ),
     (
-        "plan --values 10",
+        "export fed/clients/alice",
         2,
-        "plan needs --clients",
-        "a whole number from 2 to 1024: how many take part; see 'hefl plan --help'",
+        "export needs --to",
+        "FILE: where to; see 'hefl export --help'",
     ),
     (
         "plan --values 10 --clients 3 --weights 1,2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_rounded_weights_are_said() -> None:
         "plan", "--values", "10", "--clients", "2", "--weights", "100001,99999", cwd=Path(__file__).parent
     )
     assert command.wait() == 0
-    assert "rounded to a total of" in command.out[1]
+    assert "rounded to a total of" in command.out[2]
 
 
 @pytest.mark.parametrize("weights", ["1", "1,0", "1,x", "1,2,3"])
@@ -68,3 +69,16 @@ def test_weights_that_do_not_fit_are_refused(weights: str) -> None:
     command = Command("plan", "--values", "10", "--clients", "2", "--weights", weights, cwd=Path(__file__).parent)
     assert command.wait() == 2
     assert "2 whole numbers from 1 on" in command.error
+
+
+def test_a_bare_plan_runs_as_the_readme_writes_it_and_says_for_what() -> None:
+    written = re.findall(r"`hefl (plan[^`]*)`", (Path(__file__).parent.parent / "README.md").read_text())
+    assert written
+    for words in written:
+        command = Command(*words.split(), cwd=Path(__file__).parent)
+        assert command.wait() == 0, command.error
+        assert command.out[0] == "for:     1,663,370 values (--values), 3 clients (--clients)"
+
+
+def test_weights_say_how_many_clients_there_are() -> None:
+    assert facts("--weights", "30,10,25,5") == facts("--weights", "30,10,25,5", "--clients", "4")
