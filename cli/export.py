@@ -11,7 +11,7 @@ from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 
 
 @click.command()
-@click.argument("folder", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
+@click.argument("keys", metavar="DIR/clients/NAME", type=click.Path(path_type=Path))
 @click.option("--round", "round_num", type=click.IntRange(0), help="The model after this one.  [default: the last]")
 @click.option("--to", "target", type=click.Path(path_type=Path), metavar="FILE", required=True, help="Where to.")
 @click.option("--force", is_flag=True, help="Replace a file.")
@@ -19,7 +19,7 @@ from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 @passphrase_file_option
 @json_option
 def export(
-    folder: Path,
+    keys: Path,
     round_num: int | None,
     target: Path,
     force: bool,
@@ -29,17 +29,20 @@ def export(
 ) -> None:
     """Verify and decrypt one of the last global models that a client keeps, without a server.
 
-    Writes .npz or .safetensors: names, shapes and types as the trainer has them. The file is not encrypted.
+    Writes .npz or .safetensors: names, shapes and types as the trainer has them. The file is not encrypted. Models that
+    were made with earlier keys are read with those: name the folder that the client had then, or a copy of its
+    secret.hefl, and the client's --state.
     """
     from hefl.keptmodel import read_model
-    from hefl.keys.party import read_client_folder
+    from hefl.keys.party import read_client_secret
     from hefl.modelfile import write_model
 
     check_target("--to", target)
     if not force:
         check_absent("--to", target)
-    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
-    model = read_model(state or folder / "state", keys.secret, round_num)
+    secret = read_client_secret(keys, existing_passphrase(passphrase_file))
+    folder = keys.parent if keys.is_file() else keys
+    model = read_model(state or folder / "state", secret, round_num)
     write_model(target, model.layout, model.arrays)
     if as_json:
         print_json({"event": "exported", "path": str(target), "round": model.round, "verified": model.verified})

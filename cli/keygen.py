@@ -56,7 +56,7 @@ def keygen(
     DIR/authority/      to lock away, offline
 
     Where DIR holds a federation, --client adds to it, and --rotate, --revoke and --renew change it; DIR/authority/ is
-    all that they need.
+    all that they need. New keys do not open the models that a client keeps: see 'hefl export'.
     """  # noqa: D301 - click reads the escape
     from hefl.keys import authority
     from hefl.keys.names import DEFAULT_SERVER_NAMES
@@ -114,6 +114,9 @@ def _report_change(made: Federation, wanted: Change, *, as_json: bool) -> None:
             click.echo(f"  {made.folder}/clients/{name}/  to {name} alone, by a channel you trust")
         return
     _say_where(made, made.clients)
+    if wanted.rotates:
+        click.echo("Models that a client keeps are read with its old keys alone. Before its folder is replaced, it")
+        click.echo("runs 'hefl export' for what it still wants, or puts its old secret.hefl by.")
     click.echo("Then restart the server and the clients.")
 
 

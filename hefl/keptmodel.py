@@ -84,7 +84,8 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
     if identity != secret.identity:
         raise MismatchError(
             f"{path} is of {identity}, and the client's keys are of {secret.identity}",
-            hint="a model is read with the keys that it was made with: take the client's folder of then",
+            hint="a model is read with the keys that it was made with, from the folder that the client had then, or a "
+            f"copy of its secret.hefl: 'hefl export OLD/secret.hefl --state {folder} --to FILE'",
         )
     with naming(path := stem.with_suffix(".layout"), hint):
         layout = unseal(read(path), secret)

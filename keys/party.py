@@ -136,6 +136,20 @@ def read_client_folder(path: Path, passphrase: Passphrase | None = None) -> Clie
     return ClientFolder(path, holder.name, secret, urls[0], credentials)
 
 
+def read_client_secret(path: Path, passphrase: Passphrase | None = None) -> SecretContext:
+    """Read the secret keys of ``DIR/clients/NAME``, or of a ``secret.hefl`` that is all that is left of such a folder.
+
+    Certificates may have expired, or be gone: this is for what needs no server.
+
+    Raises:
+        KeysError: The file is missing or damaged, or may be read by others.
+    """
+    if not path.is_file():
+        check_folder(path, "clients/NAME")
+        path = path / "secret.hefl"
+    return keyfile.read_secret(path, passphrase)[1]
+
+
 def read_authority_folder(
     path: Path, passphrase: Passphrase | None = None, *, may_have_expired: bool = False
 ) -> AuthorityFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import shutil
 import signal
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from federation import Federation
-from helpers import redigested
+from helpers import redigested, saved
 
 from hefl import protocol
 from hefl.compact import decode_records
@@ -351,6 +352,33 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
     newer = party.read_client_folder(rotated.folder / "clients/alice").secret
     with pytest.raises(MismatchError, match=r"0000000003\.agg is of .* key generation 1, and the client's keys .* 2"):
         read_model(tmp_path / "alice", newer, 3)
+
+
+def test_models_of_earlier_keys_are_exported_with_those_as_the_error_says(keys: Federation, tmp_path: Path) -> None:
+    """Of the old folder, with certificates that have expired, say, only secret.hefl was put by."""
+    rotated = keys.copy(tmp_path / "fed")
+    alice = rotated.folder / "clients/alice"
+    with rotated:
+        server = rotated.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
+        flags = ("--save", tmp_path / "saved.npz")
+        clients = [rotated.client("alice", alice / "state", *flags), rotated.client("bob", tmp_path / "bob")]
+        assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
+        backup = tmp_path / "backup"
+        backup.mkdir(mode=0o700)
+        shutil.copy2(alice / "secret.hefl", backup)
+        change = rotated.run("keygen", rotated.folder, "--revoke", "bob")
+        assert change.wait() == 0
+        assert any("'hefl export' for what it still wants" in line for line in change.out)
+        refused = rotated.run("export", alice, "--to", tmp_path / "last.npz")
+        assert refused.wait() == 3
+        found = re.search(r"'hefl (export OLD/secret\.hefl --state .* --to FILE)'", refused.error)
+        assert found
+        way = found[1].replace("OLD", str(backup)).replace("FILE", str(tmp_path / "last.npz"))
+        exported = rotated.run(*way.split())
+        assert exported.wait() == 0, exported.error
+        folder = rotated.run("export", backup, "--state", alice / "state", "--to", tmp_path / "again.npz")
+        assert folder.wait() == 0, folder.error
+    assert saved(tmp_path / "saved.npz") == saved(tmp_path / "last.npz") == saved(tmp_path / "again.npz")
 
 
 def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federation, tmp_path: Path) -> None:
