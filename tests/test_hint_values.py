@@ -23,6 +23,7 @@ from hefl.cli.main import COMMANDS, cli
 from hefl.cli.usage import expects, explain
 from hefl.client import _way_to_more
 from hefl.connection import _check_url
+from hefl.decisions import RunSettings
 from hefl.demo import FORK_CLIENTS
 from hefl.engine import load_engine
 from hefl.errors import HeflError, LayoutError, OutOfRangeError, StateError, UsageError
@@ -136,7 +137,7 @@ def test_a_client_takes_part_with_as_few_as_a_hint_names(count: int) -> None:
 def test_a_higher_limit_of_values_is_named_only_where_there_is_one(values: int) -> None:
     join = msgspec.structs.replace(JOIN, values={**JOIN.values, "training": values})
     with pytest.raises(LayoutError, match="at most 10") as caught:
-        check_join("alice", join, load_engine("packed"), 10)
+        check_join("alice", join, load_engine("packed"), RunSettings(max_values=10))
     allowed = True
     try:
         option("serve", "--max-values").type.convert(values, None, None)
