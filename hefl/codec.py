@@ -6,6 +6,8 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +24,12 @@ Exchange = Literal["initial", "training", "closing"]
 
 Metrics = dict[str, float | None]
 """By name; None where no client had a number."""
+
+Shares = Mapping[str, Fraction]
+"""Of metrics by name: the rows that one is of / what the engine multiplies the vector by; above 0."""
+
+AS_ANNOUNCED: Shares = MappingProxyType({})
+"""A metric without a share has 1: it weighs as its update is announced to."""
 
 
 Scales = tuple[int, ...]
@@ -41,8 +49,26 @@ class Sum:
     total_weight: float
 
 
+@dataclass(frozen=True, slots=True)
+class Averages:
+    """What a sum says of the metrics.
+
+    Attributes:
+        metrics: Weighted means over the clients that had a finite number.
+        present: By name, those clients' part of the sum's weight; 1 where all had one.
+    """
+
+    metrics: Metrics
+    present: Mapping[str, float]
+
+
 class Codec(Protocol):
-    """Turns what a client says into a vector of an engine's, and a sum of vectors into what was said on average."""
+    """Turns what a client says into a vector of an engine's, and a sum of vectors into what was said on average.
+
+    A sum multiplies a client's vector by its announced weight, and a metric is to weigh by the rows that it is of. So
+    it travels multiplied by its *share*, rows / weight, and the share travels beside it: the sum of the one divided by
+    the sum of the other is the mean by rows.
+    """
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
@@ -58,16 +84,26 @@ class Codec(Protocol):
         """
 
     def encode_model(
-        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+        self,
+        arrays: Sequence[NDArray[Any]],
+        metrics: Mapping[str, float],
+        scales: Scales,
+        shares: Shares = AS_ANNOUNCED,
     ) -> NDArray[Any]:
-        """A trained model and its metrics, at the scales that came with the model that it was trained from.
+        """A trained model and metrics.
+
+        Args:
+            arrays: In the layout's order.
+            metrics: What is missing or not finite is left out of the averages.
+            scales: Those that came with the model that it was trained from.
+            shares: Of the metrics.
 
         Raises:
             NotFiniteError: A value is NaN or infinite; names the tensor.
             OutOfRangeError: A value is beyond what the engine can hold; names the tensor.
         """
 
-    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Averages, Scales]:
         """The averages, and the scales of the next round.
 
         Args:
@@ -75,17 +111,17 @@ class Codec(Protocol):
             scales: Those that they were encoded at; None where this client has no model of the round before.
         """
 
-    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
-        """Metrics alone; what is missing or not finite is left out of the average."""
+    def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
+        """Metrics alone; see encode_model."""
 
-    def decode_metrics(self, total: Sum) -> Metrics:
+    def decode_metrics(self, total: Sum) -> Averages:
         """The averages."""
 
 
 class FloatCodec:
     """Values as they are, for engines that compute with floating-point numbers.
 
-    A metric travels as (value, 1), a missing one as (0, 0): the average is over those who have one.
+    Metrics times their share come first, then the shares, then 1 for each metric; for a missing one it is 0 thrice.
     """
 
     def __init__(self, layout: Layout, limit: float, dtype: type[np.floating[Any]] = np.float64) -> None:
@@ -96,7 +132,7 @@ class FloatCodec:
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
-        metrics = 2 * len(self.layout.metrics)
+        metrics = 3 * len(self.layout.metrics)
         return {
             "initial": (self.layout.nbytes + 1) // 2,
             "training": self.layout.size + metrics,
@@ -125,28 +161,54 @@ class FloatCodec:
         return self.layout.from_words(words.astype(np.uint16)), ()
 
     def encode_model(
-        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+        self,
+        arrays: Sequence[NDArray[Any]],
+        metrics: Mapping[str, float],
+        scales: Scales,
+        shares: Shares = AS_ANNOUNCED,
     ) -> NDArray[Any]:
         """A trained model and its metrics; see Codec."""
-        tail = pairs(metrics, self.layout.metrics)
+        tail = self._tail(metrics, shares)
         vector = self.layout.flatten(arrays, self._dtype, room=tail.size)
         self._check(vector[: self.layout.size], arrays)
         vector[self.layout.size :] = tail
         return vector
 
-    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Averages, Scales]:
         """The averages; see Codec."""
         model, tail = total.vector[: self.layout.size], total.vector[self.layout.size :]
         arrays = self.layout.unflatten(model / self._dtype(total.total_weight))
-        return arrays, averages(tail.astype(np.float64), self.layout.metrics), ()
+        return arrays, self._averages(tail, total.total_weight), ()
 
-    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
+    def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
         """Metrics alone; see Codec."""
-        return (pairs(metrics, self.layout.metrics) if self.layout.metrics else np.zeros(1)).astype(self._dtype)
+        return (self._tail(metrics, shares) if self.layout.metrics else np.zeros(1)).astype(self._dtype)
 
-    def decode_metrics(self, total: Sum) -> Metrics:
+    def decode_metrics(self, total: Sum) -> Averages:
         """The averages; see Codec."""
-        return averages(total.vector.astype(np.float64), self.layout.metrics)
+        return self._averages(total.vector, total.total_weight)
+
+    def _tail(self, metrics: Mapping[str, float], shares: Shares) -> NDArray[np.float64]:
+        names = self.layout.metrics
+        values, present = numbers(metrics, names)
+        most = self.limit / METRIC_RANGE / 2
+        asked = [float(shares.get(name, 1)) for name in names]
+        if max(asked, default=0) > most:
+            log.warning("metrics of more than %g rows for each training example weigh as those of so many", most)
+        weighed = present * np.minimum(asked, most)
+        return np.concatenate([values * weighed, weighed, present])
+
+    def _averages(self, tail: NDArray[Any], total_weight: float) -> Averages:
+        # An approximate engine leaves about 1e-9 in place of a zero; who has less than this of the weight counts as
+        # nobody.
+        floor, names = 1e-6, self.layout.metrics
+        columns = tail[: 3 * len(names)].astype(np.float64).reshape(3, -1).T.tolist()
+        metrics: Metrics = {}
+        shares: dict[str, float] = {}
+        for name, (total, weighed, present) in zip(names, columns, strict=True):
+            metrics[name] = total / weighed if min(present, weighed) > floor else None
+            shares[name] = 1.0 if present > total_weight - floor else max(present / total_weight, 0.0)
+        return Averages(metrics, shares)
 
     def _check(self, vector: NDArray[np.floating[Any]], arrays: Sequence[NDArray[Any]]) -> None:
         # One pass that makes no copy; what is wrong is looked for, in full width, only where something is.
@@ -166,27 +228,13 @@ class FloatCodec:
         )
 
 
-def pairs(metrics: Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
-    """Metrics as (value, 1), in the order of ``names``; (0, 0) where one is missing or not finite.
+def numbers(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Metrics in the order of ``names``, and for each 1, or 0 where it is missing or not finite, and then 0 itself.
 
     Values beyond METRIC_RANGE saturate, and the log says which.
     """
-    out = np.zeros(2 * len(names))
-    for i, name in enumerate(names):
-        value = metrics.get(name, math.nan)
-        if not math.isfinite(value):
-            log.warning("metric %r is missing or not a finite number and is left out of the average", name)
-            continue
-        if abs(value) > METRIC_RANGE:
-            log.warning("metric %r is beyond +-%g and is sent as that", name, METRIC_RANGE)
-        out[2 * i : 2 * i + 2] = np.clip(value, -METRIC_RANGE, METRIC_RANGE), 1.0
-    return out
-
-
-def averages(tail: NDArray[np.float64], names: Sequence[str]) -> Metrics:
-    """Weighted means from weighted sums of ``pairs``; None where nobody had a number."""
-    # An approximate engine leaves about 1e-9 in place of a zero; who has less than this of the weight counts as nobody.
-    floor = 1e-6
-    return {
-        name: float(tail[2 * i] / tail[2 * i + 1]) if tail[2 * i + 1] > floor else None for i, name in enumerate(names)
-    }
+    values = np.array([metrics.get(name, math.nan) for name in names])
+    present = np.isfinite(values)
+    for name in np.array(names)[present & (np.abs(values) > METRIC_RANGE)]:
+        log.warning("metric %r is beyond +-%g and is sent as that", str(name), METRIC_RANGE)
+    return np.where(present, np.clip(values, -METRIC_RANGE, METRIC_RANGE), 0.0), present.astype(np.float64)

@@ -196,10 +196,10 @@ def train_pooled(task: Task, progress: Progress) -> list[Metrics]:
     """
     trainer = GuardedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
     arrays = trainer.initial()
-    metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0))]
+    metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0).metrics)]
     for number in range(1, task.rounds + 1):
         arrays, _ = trainer.fit(arrays, number)
-        metrics.append(dict(trainer.evaluate(arrays, number)))
+        metrics.append(dict(trainer.evaluate(arrays, number).metrics))
         progress("pooled", number, task.rounds)
     return metrics
 

@@ -118,6 +118,9 @@ class Engine(Protocol):
     def prepare(self) -> None:
         """Do what takes long the first time, and check what this machine computes."""
 
+    def weight_of(self, name: str, attempt: Attempt) -> int:
+        """What a client's vector is multiplied by, up to a factor that is the same for all."""
+
     def remark(self, attempt: Attempt) -> str | None:
         """What a person should know of how this attempt is summed; None where there is nothing."""
 

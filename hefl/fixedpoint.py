@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.codec import Exchange, Metrics, Scales, Sum, pairs
+from hefl.codec import AS_ANNOUNCED, Averages, Exchange, Metrics, Scales, Shares, Sum, numbers
 from hefl.errors import NotFiniteError, OutOfRangeError, UploadError
 from hefl.layout import Arrays, Layout, Tensor
-from hefl.params import METRIC_RANGE
+from hefl.params import MAX_NUM_EXAMPLES, METRIC_RANGE
 from hefl.quantise import I64, Floats, check_quantise, divide_scaled, largest_magnitude, round_scaled
 
 log = logging.getLogger("hefl")
@@ -34,6 +34,11 @@ INTEGER_BITS = 33
 INTEGER_LIMIT = 2**31
 METRIC_BITS = 40
 METRIC_EXPONENT = int(math.log2(METRIC_RANGE))
+SHARE_STEP_BITS = 64
+"""A share is a multiple of 2**-64. As an update weighs at most 2**16, its relative error is at most 2**-49."""
+SHARE_BITS = MAX_NUM_EXAMPLES.bit_length() + SHARE_STEP_BITS + 1
+PRODUCT_BITS = SHARE_BITS + METRIC_BITS - 1
+"""Of a metric's integer times its share's."""
 MAX_EXPONENT = 120
 """Fits the smallest precision's lanes, and is far beyond what trains."""
 
@@ -65,7 +70,8 @@ class FixedPointCodec:
 
     The training vector has, for each tensor, one lane a value and digit, digit by digit from the low end; then an
     exponent for each tensor; then for each tensor how many of its values saturated; then how many are beyond half the
-    range; then the metrics' digits, and for each metric 1 or 0 for whether there was one.
+    range; then the metrics: digits of each one's integer times its share's, digits of the share's, and 1 or 0 for
+    whether there was one.
 
     A learner keeps the scales that ``decode_initial`` or ``decode_model`` returned beside the arrays, and hands them
     to the next round's ``encode_model`` and ``decode_model``. One that has none, because it was away, passes None to
@@ -81,7 +87,7 @@ class FixedPointCodec:
 
     def values(self, exchange: Exchange) -> int:
         """Length of the vector."""
-        metrics = len(self.layout.metrics) * (self._digits(METRIC_BITS) + 1)
+        metrics = len(self.layout.metrics) * (self._digits(PRODUCT_BITS) + self._digits(SHARE_BITS) + 1)
         if exchange == "initial":
             return initial_words(self.layout.nbytes, self.precision_bits)
         if exchange == "closing":
@@ -120,7 +126,13 @@ class FixedPointCodec:
             raise UploadError(f"the initial model cannot be used: {error.message}") from error
         return arrays, tuple(self._first_exponent(t, a) for t, a in zip(self.layout.tensors, arrays, strict=True))
 
-    def encode_model(self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales) -> I64:
+    def encode_model(
+        self,
+        arrays: Sequence[NDArray[Any]],
+        metrics: Mapping[str, float],
+        scales: Scales,
+        shares: Shares = AS_ANNOUNCED,
+    ) -> I64:
         """A trained model, its metrics, its scales and how much saturated; see codec.Codec."""
         check_quantise()
         self.layout.check(arrays)
@@ -134,14 +146,14 @@ class FixedPointCodec:
         count = len(self.layout.tensors)
         out[at : at + count] = scales
         out[at + count : at + 3 * count] = np.minimum(counts, (1 << self._digit_bits) - 1).T.reshape(-1)
-        out[at + 3 * count :] = self._metrics_to_lanes(metrics)
+        out[at + 3 * count :] = self._metrics_to_lanes(metrics, shares)
         return out
 
-    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Averages, Scales]:
         """The averages and the next round's scales; see codec.Codec.
 
         Raises:
-            UploadError: A participant used other scales than these.
+            UploadError: A participant used other scales than these, or digits that no integers have.
         """
         check_quantise()
         parts, at = [], 0
@@ -164,11 +176,11 @@ class FixedPointCodec:
             following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), floor))
         return arrays, self._lanes_to_metrics(total.vector[at + 3 * count :], int(total.total_weight)), tuple(following)
 
-    def encode_metrics(self, metrics: Mapping[str, float]) -> I64:
+    def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> I64:
         """Metrics alone; see codec.Codec."""
-        return self._metrics_to_lanes(metrics) if self.layout.metrics else np.zeros(1, np.int64)
+        return self._metrics_to_lanes(metrics, shares) if self.layout.metrics else np.zeros(1, np.int64)
 
-    def decode_metrics(self, total: Sum) -> Metrics:
+    def decode_metrics(self, total: Sum) -> Averages:
         """The averages; see codec.Codec."""
         check_quantise()
         return self._lanes_to_metrics(total.vector, int(total.total_weight))
@@ -181,14 +193,14 @@ class FixedPointCodec:
     def _digits(self, bits: int) -> int:
         return 1 if bits <= self.precision_bits else -(-bits // self._digit_bits)
 
-    def _split(self, digits: I64) -> None:
+    def _split(self, digits: NDArray[Any]) -> None:
         """Cut the integers that stand in the first row of digits (rows, size) into digits, in place."""
         for k in range(1, len(digits)):
             digits[k] = digits[k - 1] >> self._digit_bits
             digits[k - 1] &= (1 << self._digit_bits) - 1
 
-    def _join(self, digits: I64, bits: int, total: int) -> I64:
-        """Inverse of _split, on sums of so many: it is linear.
+    def _join(self, digits: I64, bits: int, total: int, dtype: type = np.int64) -> NDArray[Any]:
+        """Inverse of _split, on sums of so many: it is linear. Integers of more than 63 bits are of dtype ``object``.
 
         Raises:
             UploadError: A sum of digits is none of integers of so many bits.
@@ -201,9 +213,10 @@ class FixedPointCodec:
             raise UploadError(
                 "a participant's upload is out of range (a value of several lanes); the sum cannot be used"
             )
+        wide: NDArray[Any] = joined.astype(dtype, copy=False)
         for digit in digits[-2::-1]:
-            joined = (joined << self._digit_bits) + digit
-        return joined
+            wide = (wide << self._digit_bits) + digit.astype(dtype, copy=False)
+        return wide
 
     # Tensors.
 
@@ -324,24 +337,41 @@ class FixedPointCodec:
 
     # Metrics.
 
-    def _metrics_to_lanes(self, metrics: Mapping[str, float]) -> I64:
-        told = pairs(metrics, self.layout.metrics)
+    def _metrics_to_lanes(self, metrics: Mapping[str, float], shares: Shares) -> I64:
+        values, present = numbers(metrics, self.layout.metrics)
         top = (1 << (METRIC_BITS - 1)) - 1
-        out = np.zeros((self._digits(METRIC_BITS), told.size // 2), np.int64)
-        out[0] = np.clip(np.rint(told[0::2] * 2.0 ** (METRIC_BITS - 1 - METRIC_EXPONENT)), -top, top)
-        self._split(out)
-        return np.concatenate([out.reshape(-1), told[1::2].astype(np.int64)])
+        integers = np.clip(np.rint(values * 2.0 ** (METRIC_BITS - 1 - METRIC_EXPONENT)), -top, top).astype(np.int64)
+        asked = [max(round(shares.get(name, 1) * (1 << SHARE_STEP_BITS)), 1) for name in self.layout.metrics]
+        weighed = present.astype(np.int64) * np.array(asked, object)
+        parts = [present.astype(np.int64)]
+        for bits, row in ((SHARE_BITS, weighed), (PRODUCT_BITS, integers * weighed)):
+            digits = np.zeros((self._digits(bits), row.size), object)
+            digits[0] = row
+            self._split(digits)
+            parts.insert(0, digits.reshape(-1).astype(np.int64))
+        return np.concatenate(parts)
 
-    def _lanes_to_metrics(self, lanes: I64, total: int) -> Metrics:
-        names = self.layout.metrics
-        digits = self._digits(METRIC_BITS)
-        parts = lanes[: (digits + 1) * len(names)].reshape(digits + 1, len(names))
-        sums, present = self._join(parts[:-1], METRIC_BITS, total), parts[-1]
+    def _lanes_to_metrics(self, lanes: I64, total: int) -> Averages:
+        """The averages; a mean of numbers within their range is within it.
+
+        Raises:
+            UploadError: Digits are none of integers, or products none of metrics and shares.
+        """
+        names, product_digits = self.layout.metrics, self._digits(PRODUCT_BITS)
+        if not names:
+            return Averages({}, {})
+        rows = lanes.reshape(-1, len(names))
+        products = self._join(rows[:product_digits], PRODUCT_BITS, total, object)
+        shares = self._join(rows[product_digits:-1], SHARE_BITS, total, object)
+        top = (1 << (METRIC_BITS - 1)) - 1
+        if any(abs(product) > top * share for product, share in zip(products, shares, strict=True)):
+            raise UploadError("a participant's upload is out of range (a metric); the sum cannot be used")
         step = 2.0 ** (METRIC_EXPONENT - METRIC_BITS + 1)
-        return {
-            name: float(s) * step / float(weight) if weight > 0 else None
-            for name, s, weight in zip(names, sums, present, strict=True)
+        metrics: Metrics = {
+            name: product / share * step if share else None
+            for name, product, share in zip(names, products, shares, strict=True)
         }
+        return Averages(metrics, {n: min(max(int(p) / total, 0.0), 1.0) for n, p in zip(names, rows[-1], strict=True)})
 
 
 def _compiled_dtype(tensor: Tensor) -> type[np.floating[Any]]:

@@ -13,7 +13,7 @@ import msgspec
 from hefl import wire
 from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
-from hefl.codec import Exchange, Metrics, Scales, Sum
+from hefl.codec import Averages, Exchange, Metrics, Scales, Sum
 from hefl.engine import Engine, Vector, check_terms
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.history import Announcement, Record
@@ -22,9 +22,10 @@ from hefl.modelfile import read_model, write_model
 from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
+from hefl.remarks import Remarks, on_averages
 from hefl.timings import Timings
 from hefl.tracing import Trace
-from hefl.trainer import GuardedTrainer, Trainer
+from hefl.trainer import Evaluation, GuardedTrainer, Trainer
 from hefl.updates import read_aggregate, write_update
 from hefl.weighting import make_codec
 
@@ -115,8 +116,8 @@ class Learner:
         self._secret = secret
         self.engine = engine
         self._own_weights = engine.terms.weighting == "client"
-        self._max_num_examples = 1 << CLIENT_WEIGHT_BITS if self._own_weights else engine.max_num_examples
-        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, self._max_num_examples)
+        most = 1 << CLIENT_WEIGHT_BITS if self._own_weights else engine.max_num_examples
+        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, most)
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
@@ -141,7 +142,8 @@ class Learner:
         self._digest: tuple[GlobalModel, str] | None = None
         self._rounding = 0.0  # of this client's share of the last sum
         self._measured = -1  # the round that made the model which the last metrics are of
-        self._trained: tuple[int, Arrays, dict[str, float]] | None = None
+        self._trained: tuple[int, Arrays, Evaluation] | None = None
+        self._remarks = Remarks()
 
     @property
     def announced_num_examples(self) -> int:
@@ -229,37 +231,38 @@ class Learner:
             raise StaleError(
                 f"round {announcement.round} starts from the model of the round before, and here is {have}"
             )
+        weight = self.engine.weight_of(self.name, announcement.as_attempt())
         if announcement.exchange == "closing":
-            metrics = self._evaluate(self.model)
+            found = self._evaluate(self.model)
             with self.timings.phase("quantise"):
-                return self._codec.encode_metrics(metrics)
-        arrays, metrics = self._train(self.model)
+                return self._codec.encode_metrics(self._told(found), found.shares(weight))
+        arrays, found = self._train(self.model)
         with self.timings.phase("quantise"):
-            vector = self._codec.encode_model(arrays, metrics, self.model.scales)
+            vector = self._codec.encode_model(arrays, self._told(found), self.model.scales, found.shares(weight))
         if self._trace:
             self._trace.sent(arrays, vector, announcement)
         return vector
 
-    def _evaluate(self, model: GlobalModel) -> dict[str, float]:
-        with self.timings.phase("evaluate"):
-            metrics = self._trainer.evaluate(model.arrays, model.round)
-        return metrics | self._patience.tell(self.progress) if self._patience else metrics
+    def _told(self, found: Evaluation) -> dict[str, float]:
+        return found.metrics | (self._patience.tell(self.progress) if self._patience else {})
 
-    def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
+    def _evaluate(self, model: GlobalModel) -> Evaluation:
+        with self.timings.phase("evaluate"):
+            return self._trainer.evaluate(model.arrays, model.round)
+
+    def _train(self, model: GlobalModel) -> tuple[Arrays, Evaluation]:
         """Evaluate and train. A second attempt from one model uses the first one's result: it tells nothing new."""
         if self._trained and self._trained[0] == model.made_in:
             return self._trained[1:]
-        metrics = self._evaluate(model)
+        found = self._evaluate(model)
         with self.timings.phase("train"):
             arrays, count = self._trainer.fit(model.arrays, model.round + 1)
         if count != self.num_examples:
-            weighs = "at once" if self._own_weights else "from the next round on"
-            log.warning(
-                "fit used %d examples instead of %d; the new number weighs %s", count, self.num_examples, weighs
-            )
+            when = "at once" if self._own_weights else "from the next round on"
+            log.warning("fit used %d examples instead of %d; the new number weighs %s", count, self.num_examples, when)
             self.num_examples = count
-        self._trained = (model.made_in, arrays, metrics)
-        return arrays, metrics
+        self._trained = (model.made_in, arrays, found)
+        return arrays, found
 
     def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
@@ -285,7 +288,7 @@ class Learner:
         try:
             with self.timings.phase("decrypt"):
                 total = read_aggregate(source, self._secret, self.engine, announcement, record, least)
-                metrics = self._accept(total, record)
+                averages = self._accept(total, record)
         except UploadError as error:
             self._limit(record)
             return self._pass_over(announcement, error)
@@ -294,8 +297,9 @@ class Learner:
             self._initial_file = None
         self._note_rounding(record)
         if announcement.exchange != "initial":
-            self._note_loss(metrics, before, closing=announcement.exchange == "closing")
-        return without(metrics, self._hidden)
+            self._note_loss(averages.metrics, before, closing=announcement.exchange == "closing")
+            self._remarks.make(self._measured, on_averages(without(averages.present, self._hidden)))
+        return without(averages.metrics, self._hidden)
 
     def restore(
         self,
@@ -318,10 +322,10 @@ class Learner:
             ProtocolError, MismatchError: As accept.
         """
         total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
-        model, metrics = self._decode(total, record)
+        model, averages = self._decode(total, record)
         self.model = model.standing(round_num)
         # Initial arrays come without metrics.
-        self.progress = progress or (self._progress_after(metrics) if metrics else Progress())
+        self.progress = progress or (self._progress_after(averages.metrics) if averages.metrics else Progress())
 
     def skip(self, record: Record, error: ProtocolError) -> Metrics:
         """Keep the model of before, where this client cannot believe a sum that the others may have taken.
@@ -403,15 +407,15 @@ class Learner:
             log.warning("--init %s is not used: the run starts from %s's model", file, record.members[0].name)
             log.warning("hint: give the same --init to every client; the first by name is asked first")
 
-    def _accept(self, total: Sum, record: Record) -> Metrics:
+    def _accept(self, total: Sum, record: Record) -> Averages:
         announcement = record.announcement
         if announcement.exchange == "closing":
-            metrics = self._codec.decode_metrics(total)
+            averages = self._codec.decode_metrics(total)
             self.stand(announcement)  # a run that is extended goes on from there
-            return metrics
-        self.model, metrics = self._decode(total, record)
+            return averages
+        self.model, averages = self._decode(total, record)
         self.apart = False
-        return metrics
+        return averages
 
     def stand(self, announcement: Announcement) -> None:
         """The model is that of one more round, which made none."""
@@ -420,17 +424,17 @@ class Learner:
         else:
             self.model = None  # it has missed one since
 
-    def _decode(self, total: Sum, record: Record) -> tuple[GlobalModel, Metrics]:
+    def _decode(self, total: Sum, record: Record) -> tuple[GlobalModel, Averages]:
         announcement = record.announcement
         if announcement.exchange == "initial":
-            return GlobalModel(announcement.round, *self._codec.decode_initial(total)), {}
+            return GlobalModel(announcement.round, *self._codec.decode_initial(total)), Averages({}, {})
         # One that is apart knows no scales, but those of its own update.
         knows = not self.apart or any(member.name == self.name for member in record.members)
         before = self.model.scales if self.model and knows and self._starts_from_here(announcement) else None
-        arrays, metrics, scales = self._codec.decode_model(total, before)
+        arrays, averages, scales = self._codec.decode_model(total, before)
         if self._trace:
             self._trace.received(total, before, announcement)
-        return GlobalModel(announcement.round, arrays, scales), metrics
+        return GlobalModel(announcement.round, arrays, scales), averages
 
     def report(self, record: Record, rounds: int, metrics: Metrics, bytes_up: int, bytes_down: int) -> RoundReport:
         """What became of a round, and the time that it took since the last report."""

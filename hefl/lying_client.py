@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
+import msgspec
 import numpy as np
-from msgspec.structs import replace
 
 from hefl import client, learner, wire
 from hefl.ckks import packed
@@ -26,6 +26,7 @@ from hefl.history import Announcement, Record
 from hefl.layout import Arrays
 from hefl.learner import GlobalModel
 from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES
+from hefl.trainer import Evaluation
 
 Outcome = Literal["refused", "stopped", "held", "bounded", "seen", "unseen"]
 """What comes of a lie: the server refuses it; all stop; the run waits for the liar; it changes nothing; it is logged;
@@ -120,18 +121,18 @@ class LyingLearner(learner.Learner):
             setattr(packed, "draw_noise", lambda streams, block, degree: np.full(degree, noise, np.int32))  # noqa: B010
         return super().write_update(file, announcement)
 
-    def _train(self, model: GlobalModel) -> tuple[Arrays, dict[str, float]]:
-        arrays, metrics = super()._train(model)
+    def _train(self, model: GlobalModel) -> tuple[Arrays, Evaluation]:
+        arrays, found = super()._train(model)
         if self.lie == "poison":
             arrays = [
                 before - (after - before) if after.dtype.kind == "f" else after
                 for before, after in zip(model.arrays, arrays, strict=True)
             ]
-        return arrays, metrics
+        return arrays, found
 
-    def _evaluate(self, model: GlobalModel) -> dict[str, float]:
-        metrics = super()._evaluate(model)
-        return {**metrics, "loss": 0.0} if self.lie == "false-metrics" else metrics
+    def _evaluate(self, model: GlobalModel) -> Evaluation:
+        found = super()._evaluate(model)
+        return Evaluation({**found.metrics, "loss": 0.0}, found.rows) if self.lie == "false-metrics" else found
 
     def accept(self, source: wire.Source, record: Record, least: int = 2) -> Metrics:
         """As Learner, for a client that does not mind whom it harms: nothing is its limit."""
@@ -139,7 +140,7 @@ class LyingLearner(learner.Learner):
             return super().accept(source, record, least)
         finally:
             if self.one_set:
-                self.one_set = replace(self.one_set, lifted=True)
+                self.one_set = msgspec.structs.replace(self.one_set, lifted=True)
 
 
 class LyingClient(client.Client):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from hefl.codec import Metrics
 from hefl.params import LOSS_STEP, METRIC_RANGE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Patience:
         return Progress(_rounded(best), round(share * self.rounds))
 
 
-def without(metrics: Metrics, names: Sequence[str]) -> Metrics:
+def without(metrics: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
     """The metrics that are a user's own."""
     return {name: value for name, value in metrics.items() if name not in names}
 

@@ -119,12 +119,12 @@ class SklearnTrainer:
         """Log loss and accuracy on the validation rows."""
         features, labels = self._validation
         if not len(labels):
-            return np.nan, self.num_examples, {"accuracy": np.nan}
+            return np.nan, 0, {"accuracy": np.nan}
         with threadpool_limits(self._threads):
             shares = self.estimator(parameters).predict_proba(features)
         right = (self.classes[shares.argmax(axis=1)] == labels).mean()
         loss = log_loss(labels, shares, labels=self.classes)
-        return float(loss), self.num_examples, {"accuracy": float(right)}
+        return float(loss), len(labels), {"accuracy": float(right)}
 
     def estimator(self, parameters: Sequence[NDArray[Any]]) -> Any:
         """A copy of the estimator with these coefficients, ready to predict."""

@@ -14,7 +14,7 @@ from hefl.layout import Arrays, Kind
 from hefl.trainer import Config, training_seed
 
 Train = Callable[[torch.nn.Module], None]
-Evaluate = Callable[[torch.nn.Module], tuple[float, Mapping[str, float]]]
+Evaluate = Callable[[torch.nn.Module], tuple[float, Mapping[str, float]] | tuple[float, int, Mapping[str, float]]]
 
 
 class TorchTrainer:
@@ -24,7 +24,8 @@ class TorchTrainer:
         module: With its initial parameters.
         num_examples: Size of the training data.
         train: Trains the module in place, for one round; makes its own optimiser.
-        evaluate: Returns loss and metrics on the client's validation data.
+        evaluate: Returns the loss on the client's validation data, the number of its rows, and more metrics. Where it
+            leaves the number out, they weigh by the training data's.
         deterministic: Compute in one thread, and with torch's deterministic algorithms, so that runs repeat bit for
             bit on one machine. Otherwise torch computes as it is set.
 
@@ -76,8 +77,8 @@ class TorchTrainer:
         self.set_parameters(parameters)
         self._module.eval()
         with self._computing(), torch.inference_mode():
-            loss, metrics = self._evaluate(self._module)
-        return loss, self.num_examples, dict(metrics)
+            loss, *rows, metrics = self._evaluate(self._module)
+        return loss, rows[0] if rows else self.num_examples, dict(metrics)
 
 
 @contextmanager

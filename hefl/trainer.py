@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
+import numbers
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +24,7 @@ from numpy.typing import NDArray
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
 from hefl.layout import Arrays, Kind, Layout, describe
 from hefl.params import MAX_NUM_EXAMPLES
+from hefl.remarks import Remarks
 
 _SEE = "hefl.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
 
@@ -52,7 +57,12 @@ class Trainer(Protocol):
         """Train from ``parameters``; returns the new arrays, the number of examples, and metrics (ignored)."""
 
     def evaluate(self, parameters: list[NDArray[Any]], config: Config) -> tuple[float, int, Mapping[str, Any]]:
-        """Evaluate on the client's own validation data; returns loss, number of examples, and metrics."""
+        """Evaluate on the client's own validation data.
+
+        Returns:
+            The loss; the number of validation rows, by which the loss and all metrics weigh in their averages; and
+            more metrics by name. What is no number, or no finite one, is left out of the averages; with 0 rows all are.
+        """
 
 
 def training_seed(config: Config) -> int:
@@ -121,6 +131,23 @@ def _way_to_import(spec: str, error: Exception) -> str:
     return "run the command in the folder that holds the module, or install it beside hefl"
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a client found of a model on its validation rows.
+
+    Attributes:
+        metrics: By name; not finite where there is none.
+        rows: How many they are of, at least 1.
+    """
+
+    metrics: dict[str, float]
+    rows: int
+
+    def shares(self, weight: int) -> dict[str, Fraction]:
+        """As codec.Shares, where the engine multiplies by ``weight``."""
+        return dict.fromkeys(self.metrics, Fraction(self.rows, weight))
+
+
 class GuardedTrainer:
     """Calls a trainer, and checks what it returns.
 
@@ -140,6 +167,8 @@ class GuardedTrainer:
         self._seed = seed
         self._fixed = num_examples
         self._limit = limit
+        self._metrics: frozenset[str] | None = None
+        self._remarks = Remarks()
 
     def _config(self, round_num: int) -> Config:
         return {"round": round_num, "server_round": round_num, "seed": self._seed, "client": self._client}
@@ -166,7 +195,8 @@ class GuardedTrainer:
 
     def layout(self, initial: Arrays) -> Layout:
         """The model's layout; its metrics are those of one evaluation of the initial arrays."""
-        metrics = self.evaluate(initial, 0)
+        metrics = self.evaluate(initial, 0).metrics
+        self._metrics = frozenset(metrics)
         names: Sequence[str] | None = getattr(self._trainer, "names", None)
         kinds: Sequence[Kind | None] | None = getattr(self._trainer, "kinds", None)
         return describe(initial, ["loss", *sorted(metrics.keys() - {"loss"})], names, kinds)
@@ -181,15 +211,42 @@ class GuardedTrainer:
             arrays = _arrays(returned[0], "fit")
         return arrays, self._fixed if self._fixed is not None else check_num_examples(returned[1], self._limit)
 
-    def evaluate(self, parameters: Arrays, round_num: int) -> dict[str, float]:
-        """Loss and every other metric that is a number."""
+    def evaluate(self, parameters: Arrays, round_num: int) -> Evaluation:
+        """Loss and every other metric that is a number; what is left out of the averages is said.
+
+        Raises:
+            NumExamplesError: The number of rows is none.
+        """
         with blaming("the trainer's evaluate"):
             returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)", hint=_SEE)
-            loss, _, more = returned
-            numbers = {str(k): float(v) for k, v in more.items() if isinstance(v, (int, float, np.number))}
-            return numbers | {"loss": float(loss)}
+            loss, rows, more = returned
+            told = {str(name): _number(value) for name, value in more.items()}
+            told["loss"] = float(loss) if (number := _number(loss)) is None else number
+        count = _whole(rows, 0, MAX_NUM_EXAMPLES)
+        if count is None:
+            raise NumExamplesError(
+                f"evaluate's num_examples must be a whole number from 0 to {MAX_NUM_EXAMPLES}, got {rows!r}",
+                hint="it is the number of validation rows, by which the loss and the metrics weigh",
+            )
+        metrics = {name: value for name, value in told.items() if value is not None}
+        if not count:
+            self._remarks.make(round_num, ["evaluate had no rows, and its metrics are left out of the averages"])
+            return Evaluation(dict.fromkeys(metrics, math.nan), 1)
+        self._remarks.make(round_num, self._left_out(told))
+        return Evaluation(metrics, count)
+
+    def _left_out(self, told: Mapping[str, float | None]) -> list[str]:
+        """What to say of metrics that are not averaged."""
+        known = self._metrics if self._metrics is not None else told.keys()
+        reasons = {
+            name: "is no number" if value is None else "is no finite number" if not math.isfinite(value) else None
+            for name, value in told.items()
+        }
+        reasons |= dict.fromkeys(known - told.keys(), "is missing")
+        reasons |= {n: "was no number of the initial model's" for n in told.keys() - known if reasons[n] is None}
+        return [f"metric {n!r} {why} and is left out of the averages" for n, why in sorted(reasons.items()) if why]
 
 
 def check_num_examples(value: Any, limit: int = MAX_NUM_EXAMPLES) -> int:
@@ -198,13 +255,25 @@ def check_num_examples(value: Any, limit: int = MAX_NUM_EXAMPLES) -> int:
     Raises:
         NumExamplesError: It is not a whole number from 1 to ``limit``.
     """
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not 1 <= value <= limit or value % 1 != 0:
+    number = _whole(value, 1, limit)
+    if number is None:
         raise NumExamplesError(
             f"num_examples must be a whole number from 1 to {limit}, got {value!r}",
             hint="it is the size of the client's training data, and its weight in the mean",
         )
-    return int(value)
+    return number
+
+
+def _whole(value: Any, least: int, most: int) -> int | None:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return int(value) if number and least <= value <= most and value % 1 == 0 else None
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one in an array or tensor without dimensions, as a float."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item() if hasattr(value, "item") else float(value)
+    return float(value) if isinstance(value, numbers.Real) else None
 
 
 def _arrays(returned: Any, method: str) -> Arrays:

@@ -7,12 +7,13 @@ more exact value. The server adds; everybody divides by the decrypted sum of wei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.codec import Codec, Exchange, Metrics, Scales, Sum
+from hefl.codec import AS_ANNOUNCED, Averages, Codec, Exchange, Scales, Shares, Sum
 from hefl.engine import Engine
 from hefl.errors import UploadError
 from hefl.layout import Arrays, Layout
@@ -47,26 +48,28 @@ class ClientWeightedCodec:
         return self._codec.decode_initial(total)
 
     def encode_model(
-        self, arrays: Sequence[NDArray[Any]], metrics: Mapping[str, float], scales: Scales
+        self,
+        arrays: Sequence[NDArray[Any]],
+        metrics: Mapping[str, float],
+        scales: Scales,
+        shares: Shares = AS_ANNOUNCED,
     ) -> NDArray[Any]:
         """See codec.Codec."""
-        return self._weigh(self._codec.encode_model(arrays, metrics, scales))
+        weight = self._weight()
+        return _weighed(self._codec.encode_model(arrays, metrics, scales, _divided(shares, metrics, weight)), weight)
 
-    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Metrics, Scales]:
+    def decode_model(self, total: Sum, scales: Scales | None) -> tuple[Arrays, Averages, Scales]:
         """See codec.Codec. Raises UploadError where weights or values cannot be."""
         return self._codec.decode_model(self._weighted(total), scales)
 
-    def encode_metrics(self, metrics: Mapping[str, float]) -> NDArray[Any]:
+    def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
         """See codec.Codec."""
-        return self._weigh(self._codec.encode_metrics(metrics))
+        weight = self._weight()
+        return _weighed(self._codec.encode_metrics(metrics, _divided(shares, metrics, weight)), weight)
 
-    def decode_metrics(self, total: Sum) -> Metrics:
+    def decode_metrics(self, total: Sum) -> Averages:
         """See codec.Codec. Raises UploadError where weights or values cannot be."""
         return self._codec.decode_metrics(self._weighted(total))
-
-    def _weigh(self, vector: NDArray[Any]) -> NDArray[Any]:
-        weight = self._weight()
-        return np.append(vector * weight, weight)
 
     def _weighted(self, total: Sum) -> Sum:
         """The same sum over what its members say that they weigh.
@@ -82,6 +85,14 @@ class ClientWeightedCodec:
                 f"a participant's upload is out of range (a value beyond the weight {weight}); the sum cannot be used"
             )
         return Sum(total.vector[:-1], weight)
+
+
+def _divided(shares: Shares, metrics: Mapping[str, float], weight: int) -> Shares:
+    return {name: shares.get(name, Fraction(1)) / weight for name in metrics}
+
+
+def _weighed(vector: NDArray[Any], weight: int) -> NDArray[Any]:
+    return np.append(vector * weight, weight)
 
 
 def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from helpers import Array, weighted_mean
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hefl.codec import Exchange, FloatCodec, Sum, averages, pairs
+from hefl.codec import Averages, Exchange, FloatCodec, Sum
 from hefl.errors import LayoutError, MalformedError, NotFiniteError, OutOfRangeError
 from hefl.layout import describe
 
@@ -71,11 +72,11 @@ def test_a_sum_that_is_no_16_bit_word_is_refused(wrong: float) -> None:
 
 
 def test_a_model_alone_in_a_sum_comes_back_with_its_dtypes() -> None:
-    arrays, metrics, scales = CODEC.decode_model(Sum(CODEC.encode_model(MODEL, METRICS, ()), 1.0), ())
+    arrays, averages, scales = CODEC.decode_model(Sum(CODEC.encode_model(MODEL, METRICS, ()), 1.0), ())
     for back, array in zip(arrays, MODEL, strict=True):
         assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
-    assert (metrics, scales) == (METRICS, ())
+    assert (averages.metrics, scales) == (METRICS, ())
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=5), st.integers(0, 2**32 - 1))
@@ -86,9 +87,9 @@ def test_a_weighted_sum_decodes_to_numpys_weighted_mean(weights: list[int], seed
     models = [rng.normal(size=(2, 3)) for _ in weights]
     losses = rng.uniform(0, 5, len(weights))
     rows = [codec.encode_model([m], {"loss": x}, ()) * w for m, x, w in zip(models, losses, weights, strict=True)]
-    (mean,), metrics, _ = codec.decode_model(Sum(np.sum(rows, axis=0), float(sum(weights))), ())
+    (mean,), averages, _ = codec.decode_model(Sum(np.sum(rows, axis=0), float(sum(weights))), ())
     np.testing.assert_allclose(mean, weighted_mean(models, weights), rtol=0, atol=1e-12)
-    assert metrics["loss"] == pytest.approx(float(np.average(losses, weights=weights)))
+    assert averages.metrics["loss"] == pytest.approx(float(np.average(losses, weights=weights)))
 
 
 @pytest.mark.parametrize("halves", [1, 3, 5, -1, -3])
@@ -143,32 +144,61 @@ def test_arrays_of_another_layout_are_refused() -> None:
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
+LOSS = FloatCodec(describe([np.zeros(1)], ["loss"]), LIMIT)
+
+
 @given(
     st.lists(
-        st.tuples(st.integers(1, 1000), st.floats(-64, 64) | st.sampled_from([math.nan, math.inf, -math.inf])),
+        st.tuples(
+            st.integers(1, 1000),
+            st.integers(1, 1000),
+            st.floats(-64, 64) | st.sampled_from([math.nan, math.inf, -math.inf]),
+        ),
         min_size=1,
         max_size=6,
     )
 )
-def test_a_metric_is_averaged_over_the_clients_that_have_a_number(clients: list[tuple[int, float]]) -> None:
-    total = sum(weight for weight, _ in clients)
-    tail = np.sum([pairs({"loss": value}, ["loss"]) * weight / total for weight, value in clients], axis=0)
-    present = [(weight, value) for weight, value in clients if math.isfinite(value)]
-    expected = np.average([v for _, v in present], weights=[w for w, _ in present]) if present else None
-    assert averages(tail, ["loss"]) == {"loss": pytest.approx(expected)}
+def test_a_metric_is_averaged_by_rows_over_the_clients_that_have_a_number(
+    clients: list[tuple[int, int, float]],
+) -> None:
+    total = sum(weight for weight, _, _ in clients)
+    vectors = [
+        LOSS.encode_metrics({"loss": loss}, {"loss": Fraction(rows, weight)}) * weight / total
+        for weight, rows, loss in clients
+    ]
+    finite = [(weight, rows, loss) for weight, rows, loss in clients if math.isfinite(loss)]
+    expected = np.average([v for _, _, v in finite], weights=[r for _, r, _ in finite]) if finite else None
+    found = LOSS.decode_metrics(Sum(np.sum(vectors, axis=0), 1.0))
+    assert found.metrics == {"loss": pytest.approx(expected, abs=1e-9)}
+    assert found.present == {"loss": pytest.approx(sum(weight for weight, _, _ in finite) / total)}
 
 
 def test_a_metric_that_a_client_does_not_have_is_left_out() -> None:
-    tail = pairs({"loss": 3.0}, ["loss", "accuracy"]) + pairs({"loss": 1.0, "accuracy": 0.5}, ["loss", "accuracy"])
-    assert averages(tail, ["loss", "accuracy"]) == {"loss": 2.0, "accuracy": 0.5}
+    told: list[dict[str, float]] = [{"loss": 3.0}, {"loss": 1.0, "accuracy": 0.5}]
+    vector = np.sum([CODEC.encode_metrics(metrics) for metrics in told], axis=0)
+    assert CODEC.decode_metrics(Sum(vector, 2.0)) == Averages(
+        {"loss": 2.0, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.5}
+    )
 
 
 def test_a_metric_that_nobody_has_is_none_and_not_a_number() -> None:
-    assert CODEC.decode_metrics(Sum(CODEC.encode_metrics({"loss": 1.0}), 1.0)) == {"loss": 1.0, "accuracy": None}
+    assert CODEC.decode_metrics(Sum(CODEC.encode_metrics({"loss": 1.0}), 1.0)) == Averages(
+        {"loss": 1.0, "accuracy": None}, {"loss": 1.0, "accuracy": 0.0}
+    )
 
 
 def test_a_metric_that_nobody_asked_for_is_not_sent() -> None:
-    assert CODEC.encode_metrics({**METRICS, "private": 5.0}).tolist() == [0.25, 1.0, 0.875, 1.0]
+    assert CODEC.encode_metrics({**METRICS, "private": 5.0}).tolist() == [0.25, 0.875, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_more_rows_than_the_engine_has_room_for_weigh_as_what_it_has_room_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "hefl"):
+        vector = LOSS.encode_metrics({"loss": 64.0}, {"loss": Fraction(2049)})
+    assert (np.abs(vector) < LIMIT).all()
+    assert "more than 2048 rows for each training example" in caplog.text
+    assert LOSS.decode_metrics(Sum(vector, 1.0)).metrics == {"loss": 64.0}
 
 
 @pytest.mark.parametrize(("value", "sent"), [(1000.0, 64.0), (-1000.0, -64.0), (64.0, 64.0)])
@@ -176,6 +206,6 @@ def test_a_metric_beyond_its_range_saturates_and_the_log_says_so(
     value: float, sent: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "hefl"):
-        assert pairs({"loss": value}, ["loss"]).tolist() == [sent, 1.0]
+        assert LOSS.encode_metrics({"loss": value}).tolist() == [sent, 1.0, 1.0]
     assert [("loss" in r.getMessage()) for r in caplog.records] == ([True] if value != sent else [])
     assert "1000" not in caplog.text

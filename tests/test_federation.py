@@ -23,6 +23,9 @@ from hefl.history import Record, genesis
 from hefl.keptmodel import read_model
 from hefl.keys import authority, party
 
+ROWS = {"alice": 9, "bob": 2, "carol": 700}
+"""With which the clients validate: not those with which they train."""
+
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
@@ -62,6 +65,7 @@ def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
                 *flags,
                 EXAMPLES=str(count),
                 STEP=str(step),
+                ROWS=str(ROWS[name]),
             )
             for name, (count, step) in who.items()
         }
@@ -79,7 +83,7 @@ def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
     assert all(e["verified"] is (engine == "packed") for e in clients["bob"].events if e["event"] == "round")
     rounds = [e for e in clients["bob"].events if e["event"] == "round"]
     assert [e["round"] for e in rounds] == [0, 1, 2, 3, 4]
-    accuracy = np.average([0.01, -0.02, 0.035], weights=[10, 25, 7])
+    accuracy = np.average([0.01, -0.02, 0.035], weights=list(ROWS.values()))
     for event, model in zip(rounds[1:], models, strict=True):
         assert event["metrics"]["loss"] == pytest.approx(model[0].mean(), abs=1e-6)
         assert event["metrics"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
@@ -230,7 +234,7 @@ def test_clients_that_weigh_their_own_updates_tell_the_server_no_number_of_examp
         assert "uses weighting 'server', and this side weighting 'client'" in refused.error
         flags = {name: ("--weighting", "client", "--save", tmp_path / f"{name}.npz") for name in who}
         clients = [
-            keys.client(name, tmp_path / name, *flags[name], EXAMPLES=str(count), STEP=str(step))
+            keys.client(name, tmp_path / name, *flags[name], EXAMPLES=str(count), STEP=str(step), ROWS=str(ROWS[name]))
             for name, (count, step) in who.items()
         ]
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0, 0], [c.error for c in clients]
@@ -240,7 +244,7 @@ def test_clients_that_weigh_their_own_updates_tell_the_server_no_number_of_examp
     for name, expected in zip(model.files, fedavg(3, list(who.values()))[3], strict=True):
         np.testing.assert_allclose(model[name], expected, rtol=0, atol=1e-6)
     accuracy = [e["metrics"]["accuracy"] for e in clients[0].events if e["event"] == "round" and e["round"]]
-    assert accuracy == pytest.approx([np.average([0.01, -0.02, 0.035], weights=[10, 25, 7])] * 4, abs=1e-6)
+    assert accuracy == pytest.approx([np.average([0.01, -0.02, 0.035], weights=list(ROWS.values()))] * 4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("flags", "text"), [(("--precision", "16"), "precision 16"), ((), "precision 24")])

@@ -307,11 +307,26 @@ def test_participants_with_other_ranges_are_noticed() -> None:
 
 def test_digits_that_no_integers_have_are_noticed() -> None:
     codec = FixedPointCodec(_layout(("n", "int64", (1,), "integer"), metrics=("loss",)), 24)
-    for low, top, metric in ((-1, 0, 0), (0, 3 * 2**9 + 1, 0), (0, -3 * 2**9 - 1, 0), (0, 0, -1)):
-        vector = np.array([low, top, 3 * 32, 0, 0, metric, 0, 3], np.int64)
+    tail = 3 * codec.encode_metrics({"loss": 0.5})
+    for low, top, changes in (
+        (-1, 0, {}),
+        (0, 3 * 2**9 + 1, {}),
+        (0, -3 * 2**9 - 1, {}),
+        (0, 0, {0: -1}),
+        (0, 0, {6: 2**8}),  # a metric beyond what it may be
+        (0, 0, {6: -(2**8)}),
+        (0, 0, {7: -1}),
+        (0, 0, {9: -1}),  # fewer than no rows
+    ):
+        vector = np.array([low, top, 3 * 32, 0, 0, *tail], np.int64)
+        for place, value in changes.items():
+            vector[5 + place] = value
         with pytest.raises(UploadError, match="out of range"):
             codec.decode_model(Sum(vector, 3), (32,))
-    assert codec.decode_model(Sum(np.array([0, 3 * 2**8, 3 * 32, 0, 0, 0, 0, 3]), 3), (32,))[0][0].tolist() == [2**31]
+    good = np.array([0, 3 * 2**8, 3 * 32, 0, 0, *tail])
+    (array,), averages, _ = codec.decode_model(Sum(good, 3), (32,))
+    assert array.tolist() == [2**31]
+    assert averages.metrics == {"loss": 0.5}
 
 
 @pytest.mark.parametrize("vector", [[-1, 0], [2**16, 0], [0, 0x7FC0]], ids=["negative", "large", "a NaN"])
@@ -334,15 +349,43 @@ def test_metrics_are_averaged_over_those_who_have_them(precision: int) -> None:
     )
     told = [{"loss": 1.0, "accuracy": 0.1}, {"loss": math.nan, "accuracy": 0.3}, {"loss": 1000.0}]
     total = _sum([codec.encode_metrics(m) for m in told], [1, 3, 2])
-    metrics = codec.decode_metrics(total)
-    assert metrics["none"] is None
-    assert metrics["accuracy"] == pytest.approx((0.1 + 3 * 0.3) / 4, abs=1e-9)
-    assert metrics["loss"] == pytest.approx((1 + 2 * 64.0) / 3, abs=1e-9)
+    averages = codec.decode_metrics(total)
+    assert averages.metrics["none"] is None
+    assert averages.metrics["accuracy"] == pytest.approx((0.1 + 3 * 0.3) / 4, abs=1e-9)
+    assert averages.metrics["loss"] == pytest.approx((1 + 2 * 64.0) / 3, abs=1e-9)
+    assert averages.present == {"loss": 3 / 6, "accuracy": 4 / 6, "none": 0.0}
     vectors = [codec.encode_model([np.zeros(1, np.float32)], m, (0,)) for m in told]
-    assert codec.decode_model(_sum(vectors, [1, 3, 2]), (0,))[1] == metrics
+    assert codec.decode_model(_sum(vectors, [1, 3, 2]), (0,))[1] == averages
+
+
+@given(
+    precision=st.integers(8, 40),
+    clients=st.lists(
+        st.tuples(st.integers(1, 2**14), st.integers(1, 2**40), st.floats(-64, 64)), min_size=1, max_size=4
+    ),
+)
+def test_metrics_weigh_by_their_rows_whatever_their_updates_weigh(
+    precision: int, clients: list[tuple[int, int, float]]
+) -> None:
+    codec = FixedPointCodec(_layout(("w", "float32", (1,), "parameter"), metrics=("loss",)), precision)
+    vectors = [codec.encode_metrics({"loss": loss}, {"loss": Fraction(rows, w)}) for w, rows, loss in clients]
+    averages = codec.decode_metrics(_sum(vectors, [w for w, _, _ in clients]))
+    step, top = Fraction(2) ** -33, 2**39 - 1
+    exact = sum((rows * min(max(round(Fraction(loss) / step), -top), top) for _, rows, loss in clients), Fraction(0))
+    expected = exact * step / sum(rows for _, rows, _ in clients)
+    assert averages.metrics["loss"] == pytest.approx(float(expected), rel=1e-12, abs=64 * 2.0**-48)
+    assert averages.present == {"loss": 1.0}
+
+
+def test_metrics_of_equal_numbers_are_that_number_to_the_bit() -> None:
+    """Shares are rounded, and cancel out: what all clients tell each other arrives as they told it."""
+    codec = FixedPointCodec(_layout(("w", "float32", (1,), "parameter"), metrics=("loss",)), 24)
+    told = 12345 * 2.0**-20
+    vectors = [codec.encode_metrics({"loss": told}, {"loss": Fraction(rows, w)}) for w, rows in ((7, 3), (11, 5))]
+    assert codec.decode_metrics(_sum(vectors, [7, 11])).metrics == {"loss": told}
 
 
 def test_without_metrics_the_closing_exchange_says_nothing() -> None:
     codec = FixedPointCodec(_layout(("w", "float32", (1,), "parameter")), 24)
     assert codec.encode_metrics({}).tolist() == [0]
-    assert codec.decode_metrics(Sum(np.zeros(1, np.int64), 3)) == {}
+    assert codec.decode_metrics(Sum(np.zeros(1, np.int64), 3)).metrics == {}

@@ -96,8 +96,8 @@ def test_an_unmodified_flower_client_trains() -> None:
 class Counting:
     """Two tensors that count: one of whole numbers, one of floats."""
 
-    def __init__(self, step: int, num_examples: int, loss: float = 1.0, dtype: str = "int64") -> None:
-        self.step, self.num_examples, self.loss, self.dtype = step, num_examples, loss, dtype
+    def __init__(self, step: int, num_examples: int, loss: float = 1.0, dtype: str = "int64", rows: int = 1) -> None:
+        self.step, self.num_examples, self.loss, self.dtype, self.rows = step, num_examples, loss, dtype, rows
         self.configs: list[Mapping[str, Any]] = []
 
     def get_parameters(self, config: Mapping[str, Any]) -> list[Array]:
@@ -108,7 +108,7 @@ class Counting:
         return [parameters[0] + np.array(self.step, self.dtype), parameters[1] * 2], self.num_examples, {}
 
     def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[float, int, dict[str, Any]]:
-        return self.loss, 1, {}
+        return self.loss, self.rows, {}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -120,11 +120,46 @@ def test_whole_numbers_stay_whole_and_dtypes_stay(engine: str) -> None:
     assert floats.tolist() == pytest.approx([2.0])
 
 
-def test_a_missing_metric_is_left_out_of_the_average() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metrics_weigh_by_the_rows_that_evaluate_states(engine: str) -> None:
+    """As Flower's strategies do it; not by the rows of the training."""
+    trainers = [Counting(1, 900, 0.1, rows=100), Counting(1, 100, 0.5, rows=900)]
+    simulation = hefl.simulate(trainers, 1, engine=engine)
+    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx([0.46, 0.46], abs=1e-6)
+
+
+def test_weights_that_had_to_be_rounded_do_not_round_what_metrics_weigh() -> None:
+    """A client of 3 training rows beside one of a million weighs 1 in 65536."""
+    trainers = [Counting(1, 1_000_000, 0.1, rows=7), Counting(1, 3, 0.5, rows=7)]
+    assert hefl.simulate(trainers, 1).metrics == [{"loss": pytest.approx(0.3, abs=2**-32)}] * 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_of_one_client_that_is_not_finite_is_told_to_all_once(
+    engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainers = {
+        name: Scripted([1, 1, loss, loss, 1], num_examples)
+        for name, num_examples, loss in (("alice", 3, 1.0), ("bob", 5, 1.0), ("carol", 2, math.inf))
+    }
+    simulation = hefl.simulate(trainers, 4, engine=engine)
+    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx([1.0] * 5, abs=1e-6)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "model 2: metric 'loss' is no finite number and is left out of the averages",  # carol
+        *["model 2: metric 'loss' leaves out clients with 20.0% of the weight: they have no finite number for it"] * 3,
+    ]
+
+
+def test_a_missing_metric_is_left_out_of_the_average(caplog: pytest.LogCaptureFixture) -> None:
     simulation = hefl.simulate([Counting(1, 3, 0.5), Counting(1, 5, float("nan")), Counting(1, 1, 2.5)], 1)
-    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert [metrics["loss"] for metrics in simulation.metrics] == pytest.approx([1.5, 1.5], abs=1e-6)
+    caplog.clear()
     simulation = hefl.simulate([Counting(1, 3, float("nan")), Counting(1, 5, float("nan"))], 1)
     assert [metrics["loss"] for metrics in simulation.metrics] == [None, None]
+    assert [r.getMessage() for r in caplog.records if r.name == "hefl"][2:] == [
+        "model 0: no client has a finite number for metric 'loss'"
+    ] * 2
 
 
 def test_trainers_are_told_their_name_the_round_and_the_seed() -> None:
@@ -183,8 +218,8 @@ def test_an_engine_that_does_not_exist_is_refused() -> None:
 class Scripted(Counting):
     """Model k, which counts its rounds itself, has the k-th loss."""
 
-    def __init__(self, losses: Sequence[float]) -> None:
-        super().__init__(1, 3)
+    def __init__(self, losses: Sequence[float], num_examples: int = 3) -> None:
+        super().__init__(1, num_examples)
         self.losses = losses
 
     def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> tuple[float, int, dict[str, Any]]:
@@ -208,7 +243,7 @@ def test_a_simulation_stops_by_patience_and_counts_what_it_trained(
 ) -> None:
     simulation = hefl.simulate([Scripted(losses) for _ in range(3)], 5, engine=engine, patience=patience)
     assert simulation.arrays[0][0] == 1000 + trained
-    expected = [None if math.isnan(loss) else pytest.approx(loss, abs=1e-6) for loss in losses[: trained + 1]]
+    expected = [None if math.isnan(loss) else pytest.approx(loss, rel=1e-6) for loss in losses[: trained + 1]]
     assert [metrics["loss"] for metrics in simulation.metrics] == expected
     assert all(set(metrics) == {"loss"} for metrics in simulation.metrics)
 

@@ -214,7 +214,8 @@ def test_a_client_without_validation_rows_leaves_the_metrics_to_the_others(wine:
     estimator = LogisticRegression(max_iter=3)
     alice = trainer(estimator, wine[0])
     simulation = hefl.simulate([alice, trainer(estimator, wine[1], **nothing)], 2)
-    loss, _, metrics = alice.evaluate(simulation.arrays, CONFIG)
+    loss, rows, metrics = alice.evaluate(simulation.arrays, CONFIG)
+    assert rows == len(wine[0].validation_labels)
     assert simulation.metrics[-1] == pytest.approx({"loss": loss, **metrics}, abs=1e-6)
     nobody = hefl.simulate([trainer(estimator, split, **nothing) for split in wine], 1)
     assert nobody.metrics == [{"loss": None, "accuracy": None}] * 2

@@ -110,3 +110,12 @@ def test_a_state_dict_comes_back_as_it_was_handed_in() -> None:
     trained, count, _ = trainer.fit(arrays, CONFIG)
     assert count == 10
     assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(trained, arrays, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [((0.5, {"accuracy": 0.75}), (0.5, 10, {"accuracy": 0.75})), ((0.5, 4, {}), (0.5, 4, {}))],
+)
+def test_metrics_weigh_by_the_rows_that_evaluate_states_or_else_by_those_of_the_training(found: Any, told: Any) -> None:
+    trainer = TorchTrainer(torch.nn.Linear(2, 1), 10, lambda module: None, lambda module: found)
+    assert trainer.evaluate(trainer.get_parameters(CONFIG), CONFIG) == told

@@ -5,11 +5,14 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import Array
 
 from hefl.errors import LayoutError, NumExamplesError, TrainerError, UsageError
@@ -143,13 +146,76 @@ def test_a_trainer_that_keeps_its_arrays_cannot_change_what_it_returned() -> Non
     assert initial[0].tolist() == trained[0].tolist() == [0, 0]
 
 
-def test_metrics_are_the_loss_and_every_other_number() -> None:
-    more = {"accuracy": np.float32(0.5), "count": 3, "note": "text", "array": np.zeros(2), "none": None, "loss": 9.0}
-    assert guarded(evaluated=(np.float64(0.25), 1, more)).evaluate([], 1) == {
+NO_NUMBERS = {"note": "text", "array": np.zeros(2), "one": np.ones(1), "none": None, "word": np.array("0.5 and more")}
+
+
+@pytest.mark.parametrize("loss", [0.25, np.float64(0.25), np.array(0.25), torch.tensor(0.25, requires_grad=True)])
+def test_metrics_are_the_loss_and_every_other_number_also_in_an_array_without_dimensions(loss: Any) -> None:
+    numbers = {
+        "accuracy": np.float32(0.5),
+        "count": 3,
+        "right": np.True_,
+        "array of none": np.array(0.75),
+        "tensor": torch.tensor([0.0, 1.0]).mean(),
+        "fraction": Fraction(1, 8),
+        "loss": 9.0,
+    }
+    found = guarded(evaluated=(loss, 4, {**numbers, **NO_NUMBERS})).evaluate([], 1)
+    assert found.metrics == {
         "loss": 0.25,
         "accuracy": 0.5,
         "count": 3.0,
+        "right": 1.0,
+        "array of none": 0.75,
+        "tensor": 0.5,
+        "fraction": 0.125,
     }
+    assert {type(value) for value in found.metrics.values()} == {float}
+    assert found.rows == 4
+
+
+def warnings_of(trainer: GuardedTrainer, inner: Constant, caplog: pytest.LogCaptureFixture, told: Any) -> list[str]:
+    """What evaluating once more says."""
+    inner.evaluated = told
+    caplog.clear()
+    trainer.evaluate([], 3)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_is_left_out_of_the_averages_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    inner = Constant(evaluated=(0.5, 7, {"accuracy": 0.75, **NO_NUMBERS}))
+    trainer = GuardedTrainer(inner, "alice", 3)
+    assert trainer.layout(trainer.initial()).metrics == ("loss", "accuracy")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"model 0: metric {name!r} is no number and is left out of the averages" for name in sorted(NO_NUMBERS)
+    ]
+    say = partial(warnings_of, trainer, inner, caplog)
+    out = "is left out of the averages"
+    assert say((0.5, 7, {"accuracy": 0.75, **NO_NUMBERS})) == []
+    assert say((math.inf, 7, {"accuracy": 0.75})) == [f"model 3: metric 'loss' is no finite number and {out}"]
+    assert say((math.nan, 7, {"accuracy": 0.75})) == []
+    assert say((0.5, 7, {"accuracy": None})) == [f"model 3: metric 'accuracy' is no number and {out}"]
+    assert say((0.5, 7, {})) == [f"model 3: metric 'accuracy' is missing and {out}"]
+    assert say((0.5, 7, {"accuracy": 0.5})) == []
+    assert say((math.inf, 7, {"accuracy": 0.5})) == [f"model 3: metric 'loss' is no finite number and {out}"]
+    late = f"model 3: metric 'f1' was no number of the initial model's and {out}"
+    assert say((0.5, 7, {"accuracy": 0.5, "f1": 0.5})) == [late]
+    assert say((0.5, 0, {"accuracy": 0.5})) == [
+        "model 3: evaluate had no rows, and its metrics are left out of the averages"
+    ]
+
+
+def test_metrics_of_no_rows_are_none() -> None:
+    found = guarded(evaluated=(0.5, 0, {"accuracy": 0.5, "note": ""})).evaluate([], 1)
+    assert found.metrics.keys() == {"loss", "accuracy"}
+    assert not np.isfinite(list(found.metrics.values())).any()
+    assert found.rows == 1
+
+
+@pytest.mark.parametrize("rows", [-1, 1.5, math.nan, 2**40 + 1, None, "5", True])
+def test_a_number_of_rows_that_cannot_weigh_is_refused(rows: Any) -> None:
+    with pytest.raises(NumExamplesError, match="evaluate's num_examples must be a whole number from 0 to"):
+        guarded(evaluated=(0.5, rows, {})).evaluate([], 1)
 
 
 def test_a_layout_has_the_loss_first_and_the_trainers_names_and_kinds() -> None:

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,12 @@ def test_the_published_aggregates_open_to_the_published_sums(entry: dict[str, An
     assert list(opened.sums) == [entry["sum"][i % len(entry["sum"])] for i in range(len(opened.sums))]
 
 
+Case = tuple[HeflLayout, int, list[int], list[tuple[int, list[np.ndarray[Any, Any]], float, int]]]
+
+
 @st.composite
-def trained(draw: st.DrawFn) -> tuple[HeflLayout, int, list[int], list[tuple[int, list[np.ndarray[Any, Any]], float]]]:
-    """A layout, a precision, exponents, and what some clients encode: weight, arrays, a metric."""
+def trained(draw: st.DrawFn) -> Case:
+    """A layout, a precision, exponents, and what some clients encode: weight, arrays, a metric, its rows."""
     types = [("parameter", t) for t in ("float16", "float32", "float64")]
     types += [("buffer", t) for t in ("float32", "float64")] + [("integer", t) for t in ("int64", "int32", "uint8")]
     kinds = draw(st.lists(st.sampled_from(types), min_size=1, max_size=4))
@@ -131,23 +135,25 @@ def trained(draw: st.DrawFn) -> tuple[HeflLayout, int, list[int], list[tuple[int
             (rng.uniform(-1, 1, 5) * size * (t.dtype != "uint8")).astype(t.dtype)
             for t, size in zip(tensors, sizes, strict=True)
         ]
-        clients.append((weight, arrays, draw(st.sampled_from([0.1, -3.7, 63.9, 500.0, float("nan")]))))
+        loss = draw(st.sampled_from([0.1, -3.7, 63.9, 500.0, float("nan")]))
+        clients.append((weight, arrays, loss, draw(st.integers(1, 2**40))))
     return HeflLayout(tuple(tensors), ("loss",)), draw(st.integers(8, 40)), exponents, clients
 
 
 @given(trained())
-def test_sums_decode_to_the_same_model_metrics_and_exponents_as_in_a_client(
-    case: tuple[HeflLayout, int, list[int], list[tuple[int, list[np.ndarray[Any, Any]], float]]],
-) -> None:
+def test_sums_decode_to_the_same_model_metrics_and_exponents_as_in_a_client(case: Case) -> None:
     layout, precision, exponents, clients = case
     codec = FixedPointCodec(layout, precision)
-    total = sum(weight for weight, _, _ in clients)
-    sums = sum(w * codec.encode_model(arrays, {"loss": loss}, tuple(exponents)) for w, arrays, loss in clients)
-    arrays, metrics, following = codec.decode_model(Sum(np.asarray(sums), total), None)
+    total = sum(weight for weight, *_ in clients)
+    sums = sum(
+        weight * codec.encode_model(arrays, {"loss": loss}, tuple(exponents), {"loss": Fraction(rows, weight)})
+        for weight, arrays, loss, rows in clients
+    )
+    arrays, averages, following = codec.decode_model(Sum(np.asarray(sums), total), None)
     decoder = Decoder(Layout([Tensor(t.name, t.dtype, t.shape, t.kind) for t in layout.tensors], ["loss"]), precision)
     opened = Opened({"weighting": "server"}, [int(s) for s in np.asarray(sums)], total, len(clients))
     model = decoder.training(opened)
-    assert (list(model.following), model.metrics) == (list(following), metrics)
+    assert (list(model.following), model.metrics) == (list(following), averages.metrics)
     for tensor, values, array in zip(layout.tensors, model.arrays, arrays, strict=True):
         assert np.array(values, tensor.dtype).tobytes() == array.tobytes()
 
@@ -517,7 +523,7 @@ def test_the_command_names_what_passed_and_what_failed(secret_file: Path, run: R
     assert [line.split()[1].strip(",:") for line in lines[:-1]] == [
         *("key-file", "record", "head", "frame", "place", "members", "residues", "tag", "top-bits")
     ]
-    assert lines[-1].strip() == "37 exact sums of 3 clients, total weight 42"
+    assert lines[-1].strip() == "57 exact sums of 3 clients, total weight 42"
     assert "skipped  head: --earlier was not given" in ran()[1]
     aggregate.write_bytes(run.aggregates[1])
     code, lines = ran()

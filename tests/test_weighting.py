@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ PRECISION = 24
 ENGINE = PackedEngine(PRECISION, "client", threads=1)
 SECRET = new_secret()
 MODELS = {"client-0": np.array([0.5, -0.25, 1.0]), "client-1": np.array([-0.125, 0.75, 1.0])}
+LOSSES, ROWS = {"client-0": 0.75, "client-1": 0.25}, {"client-0": 3, "client-1": 5}
 LAYOUT = describe([MODELS["client-0"]], ["loss"])
 SCALES = (0,)
 
@@ -29,7 +31,10 @@ def codec_of(weight: int) -> ClientWeightedCodec:
 
 def summed(weights: Mapping[str, int], said: Mapping[str, int]) -> Sum:
     """Of clients that multiply by these weights, and say those."""
-    vectors = {name: codec_of(w).encode_model([MODELS[name]], {"loss": 0.5}, SCALES) for name, w in weights.items()}
+    vectors = {
+        name: codec_of(w).encode_model([MODELS[name]], {"loss": LOSSES[name]}, SCALES, {"loss": Fraction(ROWS[name])})
+        for name, w in weights.items()
+    }
     for name, vector in vectors.items():
         vector[-1] = said[name]
     attempt = new_attempt(codec_of(1).values("training"), [1, 1])
@@ -37,12 +42,15 @@ def summed(weights: Mapping[str, int], said: Mapping[str, int]) -> Sum:
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 7), (1024, 1), (1024, 1024)])
-def test_the_mean_is_numpys_and_every_value_may_fill_its_range(weights: tuple[int, int]) -> None:
+def test_the_mean_is_numpys_that_of_metrics_is_by_rows_and_every_value_may_fill_its_range(
+    weights: tuple[int, int],
+) -> None:
     named = dict(zip(MODELS, weights, strict=True))
-    (mean,), metrics, _ = codec_of(1).decode_model(summed(named, named), SCALES)
+    (mean,), averages, _ = codec_of(1).decode_model(summed(named, named), SCALES)
     expected = weighted_mean(list(MODELS.values()), weights)
     np.testing.assert_allclose(mean, expected, rtol=0, atol=2.0 ** (1 - PRECISION))
-    assert metrics == {"loss": 0.5}
+    assert averages.metrics == {"loss": np.average([*LOSSES.values()], weights=[*ROWS.values()])}
+    assert averages.present == {"loss": 1.0}
 
 
 @pytest.mark.parametrize("said", [-3, -1, 2047])

@@ -18,6 +18,7 @@ class Drift:
         self.num_examples = int(os.environ.get("EXAMPLES", "10"))
         self.step = float(os.environ.get("STEP", "1"))
         self.width = int(os.environ.get("WIDTH", "4"))
+        self.rows = int(os.environ.get("ROWS", "5"))
         self.names = ["layer.weight", "layer.bias", "steps"]
 
     def get_parameters(self, config: Config) -> list[Any]:
@@ -32,7 +33,7 @@ class Drift:
         )
 
     def evaluate(self, parameters: list[Any], config: Config) -> tuple[float, int, dict[str, Any]]:
-        return float(parameters[0].mean()), 5, {"accuracy": self.step / 10}
+        return float(parameters[0].mean()), self.rows, {"accuracy": np.array(self.step / 10)}
 
 
 class Broken(Drift):
@@ -76,7 +77,7 @@ class Scripted(Drift):
 
     def evaluate(self, parameters: list[Any], config: Config) -> tuple[float, int, dict[str, Any]]:
         losses = os.environ["LOSSES"].split(",")
-        return float(losses[int(parameters[2]) - 7]), 5, {"accuracy": 0.5}
+        return float(losses[int(parameters[2]) - 7]), self.rows, {"accuracy": 0.5}
 
 
 class Failing(Drift):

@@ -22,6 +22,9 @@ KINDS = {"parameter": (None, 0), "buffer": (40, 10), "integer": (33, 32)}
 
 MOST_EXPONENT = 120
 METRIC = (40, 6)
+SHARE, PRODUCT = 106, 145
+"""Bits of what a metric weighs, and of the metric times that."""
+
 CODES = {
     "float16": "e",
     "float32": "f",
@@ -148,9 +151,11 @@ class Decoder:
 
     def _metrics(self, values: Sequence[int], total: int) -> dict[str, float | None]:
         names, source = self.layout.metrics, iter(values)
-        sums = self._joined(source, len(names), METRIC[0], total)
+        products, shares = (self._joined(source, len(names), bits, total) for bits in (PRODUCT, SHARE))
+        top = (1 << (METRIC[0] - 1)) - 1
+        require("metrics", all(abs(p) <= top * s for p, s in zip(products, shares, strict=True)), "one is out of range")
         step = 2.0 ** (METRIC[1] - METRIC[0] + 1)
-        return {n: float(s) * step / float(w) if w > 0 else None for n, s, w in zip(names, sums, source, strict=False)}
+        return {name: p / s * step if s else None for name, p, s in zip(names, products, shares, strict=True)}
 
     # Exponents: what every client must find alike.
 

@@ -91,6 +91,10 @@ class PackedEngine:
         """Compile and check the kernels."""
         check_kernels(RINGS[0])
 
+    def weight_of(self, name: str, attempt: Attempt) -> int:
+        """One of the integers of ``weights``."""
+        return self.weights(attempt).of[name]
+
     def remark(self, attempt: Attempt) -> str | None:
         """Whether the weights had to be rounded, and by how much."""
         off_by = self.weights(attempt).off_by

@@ -47,6 +47,10 @@ class SlotsEngine:
     def prepare(self) -> None:
         """Nothing takes long."""
 
+    def weight_of(self, name: str, attempt: Attempt) -> int:
+        """As announced; see engine.Engine."""
+        return attempt.weights[name]
+
     def remark(self, attempt: Attempt) -> None:
         """Nothing to say."""
 

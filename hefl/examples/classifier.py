@@ -15,10 +15,10 @@ def classifier(module: nn.Module, split: Split, train: Train) -> TorchTrainer:
     """A trainer that evaluates cross entropy and accuracy on a split's validation rows, and repeats bit for bit."""
     features, labels = torch.from_numpy(split.validation_features), torch.from_numpy(split.validation_labels)
 
-    def evaluate(module: nn.Module) -> tuple[float, dict[str, float]]:
+    def evaluate(module: nn.Module) -> tuple[float, int, dict[str, float]]:
         scores = module(features)
         right = (scores.argmax(dim=1) == labels).float().mean()
-        return float(nn.functional.cross_entropy(scores, labels)), {"accuracy": float(right)}
+        return float(nn.functional.cross_entropy(scores, labels)), len(labels), {"accuracy": float(right)}
 
     return TorchTrainer(module, len(split.labels), train, evaluate, deterministic=True)
 
