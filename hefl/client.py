@@ -119,6 +119,7 @@ class Client:
         self._done: tuple[int, int] = (-1, 0)
         self._taken = -1
         self._useless: int | None = None  # the last training's round, where its sum made no model
+        self._weights: frozenset[int] = frozenset()  # this client's in the last sum, which it checked then
         self._noted = 0  # the version from which on the server takes that into account
         self._bytes_up = 0
 
@@ -271,7 +272,7 @@ class Client:
             if limit.difference(announcement) and version < self._noted:
                 return False  # it was announced before the server could know
             limit.check(announcement)
-        elif mine.num_examples not in self._state.told:
+        elif mine.num_examples not in self._state.told | self._weights:
             raise TamperError(
                 f"the server announces {mine.num_examples} examples for {mine.name}, and this client never said so",
                 hint="a false weight could make the mean almost one client's own; do not go on with this server",
@@ -340,6 +341,7 @@ class Client:
             except StaleError:
                 return  # the server has gone on, and the next view says where
             self._taken = record.announcement.round
+            self._weights = frozenset(m.weight for m in record.members if m.name == self._folder.name)
             report = await self._report(record, metrics, size)
             await self._tell_metrics(report.model, metrics)
             if record.announcement.exchange == "training":

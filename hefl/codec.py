@@ -111,6 +111,13 @@ class Codec(Protocol):
             scales: Those that they were encoded at; None where this client has no model of the round before.
         """
 
+    def ranges(self, total: Sum) -> tuple[Scales, Scales]:
+        """The scales that a sum of vectors from encode_model was made at, as it says itself, and those that follow.
+
+        Raises:
+            UploadError: It cannot be used.
+        """
+
     def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
         """Metrics alone; see encode_model."""
 
@@ -179,6 +186,10 @@ class FloatCodec:
         model, tail = total.vector[: self.layout.size], total.vector[self.layout.size :]
         arrays = self.layout.unflatten(model / self._dtype(total.total_weight))
         return arrays, self._averages(tail, total.total_weight), ()
+
+    def ranges(self, total: Sum) -> tuple[Scales, Scales]:
+        """None are needed."""
+        return (), ()
 
     def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
         """Metrics alone; see Codec."""

@@ -161,6 +161,8 @@ class Coordinator:
                 await self._publish()
                 return
             clock = self._clock()
+            for name in sorted(clock.silent & self.run.useless):  # it is taken for dead, and holds nobody up
+                await self._leave(name, "it has not been heard of since it said that a sum was useless")
             if self.run.phase is Phase.GATHERING and self._presence.is_waited_for(self.run.sessions):
                 return
             match decisions.decide(self.run, clock):
@@ -236,8 +238,8 @@ class Coordinator:
         await self._apply(events.Announced(announcement))
         self._news.announced(announcement)
 
-    async def _abandon(self, reason: str, culprits: frozenset[str]) -> None:
-        await self._apply(events.Abandoned(culprits))
+    async def _abandon(self, reason: str, culprits: frozenset[str], *, is_counted: bool = True) -> None:
+        await self._apply(events.Abandoned(culprits, is_counted))
         self._news.abandoned(self.run, reason)
         await asyncio.to_thread(self._tally.end_attempt)
 
@@ -375,14 +377,15 @@ class Coordinator:
             ConflictError: It was not in that sum.
         """
         async with self._lock:
-            await self._apply(events.Useless(name, round_num))
-            self._news.useless(self.run, name)
-            announcement, why = self.run.announcement, None
-            if announcement and self.run.phase is Phase.COLLECTING:
-                why = self.run.misfit(announcement)
-            if why:
-                await self._abandon(why, frozenset())
-            if self._spent_since is None and len(self.run.useless_rounds) >= MAX_USELESS_SUMS:
+            if name not in self.run.useless or round_num != self.run.model_round:
+                await self._apply(events.Useless(name, round_num))
+                self._news.useless(self.run, name)
+            run, announcement = self.run, self.run.announcement
+            may_be_asked = run.holds or (run.again or {}).keys() <= run.sessions.keys()
+            if announcement and run.phase is Phase.COLLECTING and may_be_asked and (why := run.misfit(announcement)):
+                await self._abandon(why, frozenset(), is_counted=False)
+            spent = run.model_round in run.useless_rounds and len(run.useless_rounds) >= MAX_USELESS_SUMS
+            if spent and self._spent_since is None:
                 self._spent_since = time.monotonic()
             return self._journal.now.seq
 

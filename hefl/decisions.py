@@ -148,9 +148,10 @@ def _gather(run: Run, clock: Clock) -> Decision | None:
     closing_failed = run.exchange == "closing" and failed
     if run.closed or closing_failed:
         return Finish()  # the model stands; only its metrics may be missing
-    if run.again is not None:
-        here = len(run.useless_rounds) < MAX_USELESS_SUMS and run.again.keys() <= set(present)
-        return Announce(run.exchange, tuple(run.again), run.again) if here else None
+    if run.again is not None and run.again.keys() <= set(present) and len(run.useless_rounds) < MAX_USELESS_SUMS:
+        return Announce(run.exchange, tuple(run.again), run.again)
+    if run.holds:
+        return None
     if len(present) < max(run.min_clients, MIN_CLIENTS):
         return None
     if run.exchange != "initial":
@@ -182,7 +183,8 @@ def _collect(run: Run, clock: Clock) -> Decision | None:
         return Stop()
     if run.enough and not late:
         return None  # all decide alike, but for one that lies or skipped a sum: the others may still come
-    if run.enough and run.attempt > run.called_off + 1 and len(run.committed) + len(run.enough) >= needed:
+    some = len(run.committed) < needed <= len(run.committed) + len(run.enough)
+    if run.enough and run.attempt > run.called_off + 1 and some:
         return Stop()  # an attempt has failed before, and the next one would be answered no better
     why = "the deadline passed" if late else "clients left"
     if run.enough:

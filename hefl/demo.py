@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.codec import Metrics
-from hefl.errors import HeflError, TamperError, UsageError
+from hefl.errors import HeflError, TamperError, UploadError, UsageError
 from hefl.examples import load_example
 from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
@@ -29,9 +29,16 @@ from hefl.trainer import GuardedTrainer
 
 log = logging.getLogger("hefl")
 
-FORK_CLIENTS = 3
+FORK_CLIENTS = LIAR_CLIENTS = 3
 CHECK = "hefl: check: "
 """How a client says on stderr which check failed."""
+
+CAME_OF = {
+    "bounded": "it changed nothing for the others",
+    "seen": "the server's log names it, and the others went on",
+    "unseen": "nobody can tell, and the model is what it made of it; see SECURITY.md",
+    "refused": "the server refused what it sent, and the others went on",
+}
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 Progress = Callable[[str, int, int], None]
@@ -173,19 +180,70 @@ def run_tampered(folder: Path, task: Task, lie: str) -> None:
     keys = folder / "keys"
     authority.create(keys, task.names, ("127.0.0.1",))
     arguments = {name: task.arguments(name) for name in task.names}
-    serve, module = ["--rounds", str(task.rounds)], ("hefl.adversary", lie)
+    serve, modules = ["--rounds", str(task.rounds)], {"server": ("hefl.adversary", lie)}
     try:
         with Children(folder) as children:
-            for name, event in run_federation(children, keys, serve, arguments, module):
+            for name, event in run_federation(children, keys, serve, arguments, modules):
                 if name == "server" and event["event"] == "announced":
                     log.info("round %(round)d is announced", event)
     except ChildFailedError as error:
-        found = [(before, line) for before, line in itertools.pairwise(error.lines) if line.startswith(CHECK)]
-        if error.code != TamperError.exit_code or not found:
+        if (found := _failed_check(error)) is None:
             raise
-        said, check = found[-1][0].removeprefix("hefl: "), found[-1][1].removeprefix(CHECK)
+        said, check = found
         raise TamperError(f"the server lied ({lie}), and {error.name} noticed: {said}", check=check) from error
     raise HeflError(f"the server lied ({lie}), and nobody noticed", hint="that must never happen: please report it")
+
+
+def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
+    """Train with one client that lies, the last one.
+
+    Args:
+        folder: For keys, which the caller removes.
+        task: What is trained.
+        lie: One of params.CLIENT_LIES.
+
+    Returns:
+        What came of it, in words.
+
+    Raises:
+        UsageError: It takes more clients.
+        TamperError: The others stopped; says which check it was.
+        HeflError: Something else failed.
+    """
+    if task.clients < LIAR_CLIENTS:
+        raise UsageError(
+            f"--tamper {lie} takes {LIAR_CLIENTS} clients, for of two clients each knows the other's update anyway",
+            hint=f"--clients {LIAR_CLIENTS}",
+        )
+    from hefl.lying_client import OUTCOMES
+
+    keys, liar = folder / "keys", task.names[-1]
+    authority.create(keys, task.names, ("127.0.0.1",))
+    arguments = {name: task.arguments(name) for name in task.names}
+    serve = ["--rounds", str(task.rounds), "--min-clients", str(task.clients - 1), "--join-wait", "20"]
+    try:
+        with Children(folder) as children:
+            modules = {liar: ("hefl.lying_client", lie)}
+            for name, event in run_federation(children, keys, serve, arguments, modules):
+                if name == "server" and event["event"] == "announced":
+                    log.info("round %(round)d is announced", event)
+    except ChildFailedError as error:
+        plain = [line for line in error.lines if not line.startswith("hefl: hint: ")]
+        said, check = _failed_check(error) or (plain[-1].removeprefix("hefl: "), UploadError.check)
+        if error.name == liar:
+            return f"{liar} lied ({lie}), and the server refused it: {said}"
+        raise TamperError(f"{liar} lied ({lie}), and {error.name} stopped: {said}", check=check) from error
+    if (outcome := CAME_OF.get(OUTCOMES[lie])) is None:
+        raise HeflError(f"{liar} lied ({lie}), and nobody noticed", hint="that must never happen: please report it")
+    return f"{liar} lied ({lie}): {outcome}"
+
+
+def _failed_check(error: ChildFailedError) -> tuple[str, str] | None:
+    """What a client that refused something said, and by which check; None where it failed otherwise."""
+    found = [(before, line) for before, line in itertools.pairwise(error.lines) if line.startswith(CHECK)]
+    if error.code != TamperError.exit_code or not found:
+        return None
+    return found[-1][0].removeprefix("hefl: "), found[-1][1].removeprefix(CHECK)
 
 
 def train_pooled(task: Task, progress: Progress) -> list[Metrics]:

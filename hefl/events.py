@@ -74,9 +74,15 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The attempt came to nothing; ``culprits`` are passed over as senders of the initial arrays."""
+    """The attempt came to nothing.
+
+    Attributes:
+        culprits: Are passed over as senders of the initial arrays.
+        is_counted: It was tried; or it came before the server could know what it should be.
+    """
 
     culprits: frozenset[str] = frozenset()
+    is_counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,12 @@ class FixedPointCodec:
             following.append(self._next_exponent(tensor, part, exponent, int(total.total_weight), floor))
         return arrays, self._lanes_to_metrics(total.vector[at + 3 * count :], int(total.total_weight)), tuple(following)
 
+    def ranges(self, total: Sum) -> tuple[Scales, Scales]:
+        """See codec.Codec."""
+        at, count = sum(t.size * self._digits(self._bits(t)) for t in self.layout.tensors), len(self.layout.tensors)
+        used = self._used_scales(total.vector[at : at + count], int(total.total_weight), None)
+        return used, self.decode_model(total, None)[2]
+
     def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> I64:
         """Metrics alone; see codec.Codec."""
         return self._metrics_to_lanes(metrics, shares) if self.layout.metrics else np.zeros(1, np.int64)

@@ -46,9 +46,12 @@ class Follower:
         if chain and chain.run == run:
             return
         if chain and not chain.is_left_for(identity, run):
+            hint = "where whoever runs the server began anew on purpose, name another folder with --state"
+            if self._state.one_set and not self._state.one_set.lifted:
+                hint += f"; it forgets a useless sum: {self._state.one_set.way_on}"
             raise TamperError(
                 f"the server is in another run than this client, whose run is at round {chain.round} and has not ended",
-                hint="where whoever runs the server began anew on purpose, name another folder with --state",
+                hint=hint,
                 check="run",
             )
         self._state.begin(Chain.begin(identity, run))

@@ -19,6 +19,7 @@ from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, 
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import read_model, write_model
+from hefl.newcomer import Ranges
 from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
@@ -190,6 +191,8 @@ class Learner:
         self._check(announcement)
         if limit := self.limit_for(announcement):
             limit.check(announcement)
+            if announcement.exchange == "training" and self._own_weights and not self._has_trained():
+                raise limit.lost()
         vector = self._vector(announcement)
         with self.timings.phase("encrypt"):
             return write_update(file, vector, self._secret, self.engine, announcement, self.name).seed
@@ -205,6 +208,10 @@ class Learner:
         """Whether a record's sum made no model, and this client is to train again from the one of before."""
         limit = self.one_set
         return limit is not None and not limit.lifted and record.head in limit.sums
+
+    def _has_trained(self) -> bool:
+        """Whether this process has trained from the model that stands."""
+        return self._trained is not None and self.model is not None and self._trained[0] == self.model.made_in
 
     def _model_digest(self) -> str:
         if self.model is None:
@@ -252,11 +259,12 @@ class Learner:
 
     def _train(self, model: GlobalModel) -> tuple[Arrays, Evaluation]:
         """Evaluate and train. A second attempt from one model uses the first one's result: it tells nothing new."""
-        if self._trained and self._trained[0] == model.made_in:
+        if self._trained and self._has_trained():
             return self._trained[1:]
         found = self._evaluate(model)
         with self.timings.phase("train"):
-            arrays, count = self._trainer.fit(model.arrays, model.round + 1)
+            # Of the round that made the model: trained from it again, it is to make the same.
+            arrays, count = self._trainer.fit(model.arrays, model.made_in + 1)
         if count != self.num_examples:
             when = "at once" if self._own_weights else "from the next round on"
             log.warning("fit used %d examples instead of %d; the new number weighs %s", count, self.num_examples, when)
@@ -280,7 +288,7 @@ class Learner:
         """
         announcement = record.announcement
         self._check(announcement)
-        if limit := self.limit_for(announcement):
+        if (limit := self.limit_for(announcement)) and self._is_in(record):
             limit.check(record)
         at_start = self.model if self._starts_from_here(announcement) else None
         self._measured = at_start.made_in if at_start else announcement.round - 1
@@ -300,6 +308,16 @@ class Learner:
             self._note_loss(averages.metrics, before, closing=announcement.exchange == "closing")
             self._remarks.make(self._measured, on_averages(without(averages.present, self._hidden)))
         return without(averages.metrics, self._hidden)
+
+    def ranges(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Ranges | None:
+        """What a sum says of ranges; None where nobody can use it. Takes nothing of it. Raises as ``accept``."""
+        total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
+        try:
+            if record.announcement.exchange == "initial":
+                return Ranges(None, self._codec.decode_initial(total)[1])
+            return Ranges(*self._codec.ranges(total))
+        except UploadError:
+            return None
 
     def restore(
         self,
@@ -330,20 +348,31 @@ class Learner:
     def skip(self, record: Record, error: ProtocolError) -> Metrics:
         """Keep the model of before, where this client cannot believe a sum that the others may have taken.
 
-        One that fails its tag alone may be read by the client that sent a false tag, as a useless one by any.
+        One that may be genuine but for a false tag, or is of too few for this client, may be read by others.
 
         Raises:
             ProtocolError: The error, where it leaves no model: of round 0.
         """
         self.apart = True
-        if error.check == "tag":
+        if error.check in ("tag", "enough-members"):
             self._limit(record)
         return self._pass_over(record.announcement, error)
 
+    def wait(self, announcement: Announcement) -> Metrics:
+        """Take no model, where it is not clear which of the last sums made one."""
+        why = "it is not clear which of the last sums are good, and this client waits for the next one"
+        return self._pass_over(announcement, UploadError(why))
+
+    def _is_in(self, record: Record) -> bool:
+        return any(member.name == self.name for member in record.members)
+
     def _limit(self, record: Record) -> None:
         """Train again from this model only for the same sum, where this client's update was in that of a record."""
-        mine = any(member.name == self.name for member in record.members)
-        if mine and record.announcement.exchange == "training" and self._starts_from_here(record.announcement):
+        if (
+            self._is_in(record)
+            and record.announcement.exchange == "training"
+            and self._starts_from_here(record.announcement)
+        ):
             self.one_set = OneSet.after(self.one_set, self._model_digest(), record)
 
     def _pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:

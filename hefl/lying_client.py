@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -33,42 +32,27 @@ Outcome = Literal["refused", "stopped", "held", "bounded", "seen", "unseen"]
 nobody can tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLie:
-    """One lie.
-
-    Attributes:
-        what: What the client does, in one line.
-        outcome: What comes of it.
-        check: By which clients stop; empty where they do not.
-    """
-
-    what: str
-    outcome: Outcome
-    check: str = ""
-
-
-CLIENT_LIES: Mapping[str, ClientLie] = {
-    "off-range": ClientLie("states a range off by one, so that no sum can be used", "stopped", check="one-set"),
-    "re-weigh": ClientLie(
-        "the same, with another number of examples each time, to solve for the others' updates", "stopped", "one-set"
-    ),
-    "drop-out": ClientLie("spoils a sum, and leaves before the next, to see the difference", "held"),
-    "noise": ClientLie("encrypts with too much noise, so that no sum can be used", "stopped", check="one-set"),
-    "negative-count": ClientLie("counts fewer than no values that were cut", "stopped", check="one-set"),
-    "false-tag": ClientLie("sends a false tag, as if the server had lied", "stopped", check="tag"),
-    "ghost": ClientLie("joins with very many examples, and leaves once it is announced", "bounded"),
-    "always-cut": ClientLie("always says that its values were cut, to drive the ranges away", "bounded"),
-    "newcomer": ClientLie("states a range in round 2 that only who comes late believes", "bounded"),
-    "false-useless": ClientLie("says of good sums that they made no model", "seen"),
-    "many-examples": ClientLie(f"states {MAX_NUM_EXAMPLES} examples", "refused"),
-    "damaged-block": ClientLie("sends what is no ciphertext", "refused"),
-    "replay": ClientLie("sends its first update in every round", "refused"),
-    "other-name": ClientLie("sends an update in another client's name", "refused"),
-    "poison": ClientLie("sends its training with the sign turned", "unseen"),
-    "false-metrics": ClientLie("says that its loss is 0", "unseen"),
+CHECKS = {
+    "off-range": "one-set",
+    "re-weigh": "one-set",
+    "noise": "one-set",
+    "negative-count": "one-set",
+    "false-tag": "tag",
 }
-"""Lies of a client with valid keys, by the name that ``--tamper`` takes."""
+"""By which check honest clients stop, after a lie that stops them."""
+
+OUTCOMES: Mapping[str, Outcome] = {
+    **dict.fromkeys(CHECKS, "stopped"),
+    **dict.fromkeys(("ghost", "always-cut", "newcomer"), "bounded"),
+    **dict.fromkeys(("many-examples", "damaged-block", "replay", "other-name"), "refused"),
+    "false-useless": "seen",
+    "drop-out": "held",
+    "poison": "unseen",
+    "false-metrics": "unseen",
+}
+"""What comes of each lie: those of params.CLIENT_LIES, and two that take more than a demo. ``drop-out`` spoils a sum
+and leaves before the next, to see the difference; ``newcomer`` states a range in round 2 that only who comes late would
+believe."""
 
 
 class _GoneError(Exception):
@@ -171,7 +155,7 @@ class LyingClient(client.Client):
         try:
             await super()._answer(announcement)
         except ProtocolError as error:
-            if CLIENT_LIES[lie].outcome != "refused":
+            if OUTCOMES[lie] != "refused":
                 raise
             client.log.error("the server refused: %s", error)
             raise

@@ -110,6 +110,15 @@ class OneSet(Value, frozen=True, kw_only=True):
             check="one-set",
         )
 
+    def lost(self) -> TamperError:
+        """Why a client that weighs its own update does not train again after it was started anew."""
+        return TamperError(
+            "this client was started again after a useless sum, and does not know by how much it weighed its update "
+            "then: with another weight the next sum would give it away",
+            hint=self.way_on,
+            check="one-set",
+        )
+
     @property
     def way_on(self) -> str:
         """What a person can do."""

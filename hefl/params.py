@@ -181,3 +181,21 @@ LIES = (
     "isolate",
 )
 """What ``hefl demo --tamper`` makes its server do; see tampering, and from "fork" on adversary."""
+
+CLIENT_LIES = {
+    "off-range": "states a range off by one, so that no sum can be used",
+    "re-weigh": "the same, with other numbers of examples each time, to solve for the others' updates",
+    "noise": "encrypts with too much noise, so that no sum can be used",
+    "negative-count": "counts fewer than no values that were cut",
+    "false-tag": "sends a false tag, as if the server had lied",
+    "ghost": "joins with very many examples, and leaves once it is announced",
+    "always-cut": "always says that its values were cut, to drive the ranges away",
+    "false-useless": "says of good sums that they made no model",
+    "many-examples": "states more examples than any client may have",
+    "damaged-block": "sends what is no ciphertext",
+    "replay": "sends its first update in every round",
+    "other-name": "sends an update in another client's name",
+    "poison": "sends its training with the sign turned",
+    "false-metrics": "says that its loss is 0",
+}
+"""What ``hefl demo --tamper`` makes one of its clients do, each in a line; see lying_client."""

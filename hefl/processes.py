@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 from hefl.errors import HeflError, UsageError
 
 STOP_S = 10.0
+HEFL = ("hefl.cli",)
 
 Event = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ class Children:
         self._readers: list[threading.Thread] = []
         self._events: queue.Queue[tuple[str, Event | None]] = queue.Queue()
 
-    def start(self, name: str, *arguments: str, module: Sequence[str] = ("hefl.cli",)) -> None:
+    def start(self, name: str, *arguments: str, module: Sequence[str] = HEFL) -> None:
         """Start one command; its events come with ``events``, each with the time at which it was read."""
         with self._log(name).open("wb") as log:
             child = subprocess.Popen(
@@ -129,7 +130,7 @@ def run_federation(
     keys: Path,
     serve: Sequence[str],
     clients: Mapping[str, Sequence[str]],
-    module: Sequence[str] = ("hefl.cli",),
+    modules: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, Event]]:
     """Start a server, and once it listens its clients, on loopback; yields their events until all have ended.
 
@@ -138,13 +139,15 @@ def run_federation(
         keys: The federation's folder, made for 127.0.0.1.
         serve: Further arguments of ``hefl serve``.
         clients: Further arguments of ``hefl client``, by name.
-        module: What runs the server's command line, and its first arguments.
+        modules: What runs the command line of the server, or of a client, and its first arguments, by name; default:
+            hefl's own.
     """
     serving = ("serve", str(keys / "server"), "--port", "0", "--min-clients", str(len(clients)), *serve)
-    children.start("server", *serving, module=module)
+    modules = modules or {}
+    children.start("server", *serving, module=modules.get("server", HEFL))
     for name, event in children.events():
         if event["event"] == "listening":
             for client, arguments in clients.items():
                 where = (str(keys / "clients" / client), "--server", event["url"])
-                children.start(client, "client", *where, *arguments)
+                children.start(client, "client", *where, *arguments, module=modules.get(client, HEFL))
         yield name, event

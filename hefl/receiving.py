@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from hefl.following import Follower
 from hefl.history import Record
 from hefl.keys.party import ClientFolder
 from hefl.learner import Learner
+from hefl.newcomer import Ranges, first_to_follow
 from hefl.params import MAX_USELESS_SUMS
 from hefl.updates import max_aggregate_bytes
 
@@ -66,8 +67,8 @@ class Receiver:
             ProtocolError, MismatchError: As Learner.accept, unless sums that fail are skipped.
             StateError: What is kept is damaged, or cannot be stored.
         """
-        if self._learner.model is None and not self._learner.apart and not self._state.kept_before(record):
-            await self._catch_up(record)
+        if not await self._is_caught_up(record):
+            return self._learner.wait(record.announcement), 0
         with self._learner.timings.phase("download"):
             size = await self._fetch(record)
         metrics = await work_in_thread(self.accept, record)
@@ -102,22 +103,55 @@ class Receiver:
         path.unlink(missing_ok=True)
         return metrics
 
-    async def _catch_up(self, record: Record) -> None:
-        """Take the sums before a record too, as far as the server keeps them, like one who was there.
+    async def _is_caught_up(self, record: Record) -> bool:
+        """Have the model that a record's round started from, if it is to be had; False where it is not clear which."""
+        learner = self._learner
+        if learner.apart or record.announcement.round == 0 or not learner.engine.verifies:
+            return True
+        if learner.model is None:
+            return self._state.kept_before(record) is not None or await self._follow_anew(record)
+        missed = record.announcement.round - 1 - learner.model.round
+        if missed and not await self._take_all(reversed(await self._follower.before(record, missed))):
+            learner.model = None
+            return await self._follow_anew(record)
+        return True
 
-        A sum says in which ranges it was made, but a member that lies there is found out only by who has the model
-        before. MAX_USELESS_SUMS in a row end a run: one of so many before this one was good.
-
-        Raises:
-            ProtocolError, StateError: As ``take``.
-        """
-        for older in reversed(await self._follower.before(record, MAX_USELESS_SUMS)):
+    async def _take_all(self, records: Iterable[Record]) -> bool:
+        """Take the sums of records, in order; False where one of them is not kept."""
+        for older in records:
             if older.announcement.exchange == "closing":
                 self._learner.stand(older.announcement)
                 continue
-            with suppress(StaleError):  # it is not kept
+            try:
                 await self._fetch(older)
-                await work_in_thread(self.accept, older)
+            except StaleError:
+                return False
+            await work_in_thread(self.accept, older)
+        return True
+
+    async def _follow_anew(self, record: Record) -> bool:
+        """Take the sums before a record, as far as the server keeps them, from a good one on; see ``newcomer``."""
+        shown = [*reversed(await self._follower.before(record, MAX_USELESS_SUMS)), record]
+        kept: list[Record] = []
+        ranges: list[Ranges | None] = []
+        for older in shown:
+            if older.announcement.exchange == "closing":
+                continue
+            try:
+                await self._fetch(older)
+                found = await work_in_thread(self._learner.ranges, self._state.aggregate, older, self._least)
+            except StaleError:
+                continue  # it is not kept
+            except ProtocolError as error:
+                log.warning("round %d did not pass the check %r", older.announcement.round, error.check)
+                found = None
+            kept.append(older)
+            ranges.append(found)
+        place = first_to_follow(ranges)
+        if place is None:
+            return not any(ranges)  # where nobody can use any, there is nothing to choose from
+        first = shown.index(kept[place])
+        return await self._take_all(older for older in shown[first:] if older is not record)
 
     def _restore(self, record: Record) -> None:
         """After a start: take the model that a record's round started from, where it is kept.

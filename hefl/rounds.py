@@ -120,7 +120,7 @@ class Run:
         whole: Participants of the open attempt whose updates may only be in a sum of all.
         useless: Who says that the last training's sum made no model.
         useless_rounds: Trainings in a row of which half of their members or more have said that.
-        called_off: Attempts at the next round that were still to train, before the clients had enough.
+        called_off: Attempts at the next round that do not count: they came too early, or were still to train.
         passed_over: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
         closed_in: Closing rounds that came before further trainings; each has a number of its own.
@@ -179,7 +179,7 @@ class Run:
 
     @property
     def again(self) -> Mapping[str, int] | None:
-        """Who alone may answer the next round, with which weights: the members of a useless sum.
+        """Who is to answer the next round, with which weights: the members of a useless sum.
 
         None where nobody who is here says that the last one was.
         """
@@ -188,9 +188,22 @@ class Run:
         return {member.name: member.weight for member in self.model.members}
 
     @property
+    def holds(self) -> bool:
+        """No others may answer: so many say that the sum was useless that they do not all lie.
+
+        Of a sum that made no model all honest members say so. A few alone may lie, to hold a run up.
+        """
+        return self.again is not None and 2 * len(self.useless) >= len(self.again)
+
+    @property
     def needs_all(self) -> bool:
-        """The open attempt may only end in a sum of all who are announced."""
-        return bool(self.whole) or self.again is not None
+        """The open attempt may only end in a sum of all who are announced.
+
+        Where few want that, in a round's first attempt only.
+        """
+        asked = len(self.announcement.names) if self.announcement else 0
+        many = 2 * len(self.whole) >= asked or self.attempt <= self.called_off + 1
+        return self.holds or (bool(self.whole) and many)
 
     def misfit(self, announcement: Announcement) -> str | None:
         """What keeps an announcement from being answered after a useless sum, in words; None where nothing does."""
@@ -286,7 +299,7 @@ def _check_whole(run: Run, record: Record) -> None:
             f"round {record.announcement.round} may only be summed whole, and there is nothing of "
             f"{', '.join(sorted(missing))}"
         )
-    if misfit := run.misfit(record.announcement):
+    if run.holds and (misfit := run.misfit(record.announcement)):
         raise ConflictError(f"round {record.announcement.round} may not be summed so: {misfit}")
 
 
@@ -326,17 +339,17 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
     match event:
         case Announced(announcement):
             return replace(run, announcement=announcement, attempt=announcement.attempt)
-        case Abandoned(culprits):
-            return replace(run, passed_over=run.passed_over | culprits)
+        case Abandoned(culprits, is_counted):
+            called_off = run.called_off if is_counted else run.attempt
+            return replace(run, passed_over=run.passed_over | culprits, called_off=called_off)
         case Stopped():
             return replace(run, stopped=True, called_off=run.attempt)
         case Published(record):
             closing = record.announcement.exchange == "closing"
-            in_a_row = run.model is not None and run.model_round in run.useless_rounds
             return replace(
                 run,
                 useless=run.useless if closing else frozenset(),
-                useless_rounds=run.useless_rounds if closing or in_a_row else (),
+                useless_rounds=run.useless_rounds if closing or run.again is not None else (),
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
                 # Extended while it closed.

@@ -92,9 +92,12 @@ class Tally:
 
     def write_aggregate(self) -> Record:
         """Write the sum, whole or not at all; returns its record, which is for the journal to publish."""
-        summation, self._summation = self.fold(), None  # one that was cut short is not to be used again
         run = self._journal.now.run
-        if run.announcement and not summation.is_weighed_right:
+        if run.announcement is None:
+            raise StateError("a sum where no attempt is open")
+        summation, self._summation = self._summation, None  # one that was cut short is not to be used again
+        if summation is None or not summation.is_weighed_right:
+            summation = None  # its memory is what the next one needs
             summation = self._add_up(run.announcement, run.committed, run.committed)
         with self.timings.phase("aggregate"):
             return self._spool.write_aggregate(summation)

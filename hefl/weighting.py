@@ -62,6 +62,10 @@ class ClientWeightedCodec:
         """See codec.Codec. Raises UploadError where weights or values cannot be."""
         return self._codec.decode_model(self._weighted(total), scales)
 
+    def ranges(self, total: Sum) -> tuple[Scales, Scales]:
+        """See codec.Codec. Raises UploadError where weights or values cannot be."""
+        return self._codec.ranges(self._weighted(total))
+
     def encode_metrics(self, metrics: Mapping[str, float], shares: Shares = AS_ANNOUNCED) -> NDArray[Any]:
         """See codec.Codec."""
         weight = self._weight()

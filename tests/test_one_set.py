@@ -17,7 +17,7 @@ from hefl.clientstate import ClientState
 from hefl.decisions import Abandon, Announce, Close, Finish, announcement_of, decide
 from hefl.engine import Terms
 from hefl.errors import ConflictError, StaleError, TamperError
-from hefl.events import Announced, Closed, Committed, Joined, Left, Published, Useless
+from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
 from hefl.oneset import OneSet, digest_of
 from hefl.params import MAX_USELESS_SUMS
 from hefl.rounds import Run, advance
@@ -258,3 +258,79 @@ def test_a_model_is_known_by_what_the_trainer_gets() -> None:
         [model[0]],
     )
     assert len({digest_of(model), *map(digest_of, others)}) == 5
+
+
+# --- what a few may not do by saying so -------------------------------------------------------------------------------
+
+
+def of_three(by: Iterable[str], **changes: Any) -> Run:
+    """The last sum was of all three, and some say that it made no model."""
+    weights = {"alice": 10, "bob": 20, "carol": 30}
+    run = gathering(**{"next_round": 2, "rounds": 9, "model": record(announcement(weights)), **changes})
+    for name in by:
+        run = advance(run, Useless(name, 1))
+    return run
+
+
+def test_one_of_three_that_says_so_alone_holds_nobody_up_for_who_is_missing() -> None:
+    """It may lie; of a sum that made no model the others would say so too."""
+    run = advance(of_three(["carol"]), Left("bob"))
+    assert decide(run, clock()) == Announce("training", ("alice", "carol"))
+    run = advance(advance(of_three(["carol", "alice"]), Left("bob")), Left("alice"))
+    assert decide(run, clock(phase_s=1e9)) is None
+
+
+def test_one_that_demands_a_whole_sum_costs_one_attempt_where_somebody_is_missing() -> None:
+    run = gathering(next_round=1)
+    for attempt in (1, 2):
+        run = advance(run, Announced(announced(run)))
+        for name in ("alice", "bob"):
+            run = advance(run, Committed(name, digest(name), 10, whole=name == "bob"))
+        decision = decide(run, clock(phase_s=1e9))
+        if attempt == 1:
+            assert isinstance(decision, Abandon)
+            run = advance(run, Abandoned(decision.culprits))
+    assert decision == Close()
+
+
+def test_one_that_says_so_and_has_enough_ends_no_training() -> None:
+    """Nor a majority that says so: the others have sent their updates."""
+    for by, expected in ((["carol"], Close), (["bob", "carol"], Abandon)):
+        run = of_three(by)
+        for _ in range(2):
+            run = open_again(run)
+            for name in ("alice", "bob"):
+                run = advance(run, Committed(name, digest(name), 10))
+            run = advance(run, Enough("carol"))
+            decision = decide(run, clock(phase_s=1e9))
+            assert isinstance(decision, expected)
+            if not isinstance(decision, Abandon):
+                break
+            run = advance(run, Abandoned(decision.culprits))
+
+
+def test_an_attempt_that_came_too_early_does_not_count_as_tried() -> None:
+    """Otherwise the closing metrics were lost after each useless last training."""
+    run = of_three((), rounds=1)
+    run = advance(run, Announced(announced(run)))
+    run = advance(advance(run, Useless("alice", 1)), Abandoned(is_counted=False))
+    assert decide(run, clock()) == Announce("closing", KNOWN, {"alice": 10, "bob": 20, "carol": 30})
+
+
+def test_useless_sums_of_before_a_person_went_on_do_not_count_again() -> None:
+    run = of_three(["alice", "bob"], useless_rounds=(7, 8))
+    assert run.useless_rounds == (7, 8, 1)
+    for name in KNOWN:
+        run = advance(run, Joined(name, 10, f"{KNOWN.index(name):032x}"))
+    run = advance(run, Announced(announced(run)))
+    for name in KNOWN:
+        run = advance(run, Committed(name, digest(name), 10))
+    run = advance(run, Closed())
+    assert run.announcement
+    assert advance(run, Published(record(run.announcement))).useless_rounds == ()
+
+
+def test_a_client_that_weighs_its_own_update_does_not_repeat_it_with_a_weight_that_it_forgot() -> None:
+    with pytest.raises(TamperError, match="does not know by how much it weighed") as caught:
+        raise limit().lost()
+    assert caught.value.check == "one-set"
