@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import ssl
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,34 +17,28 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from hefl import protocol
-from hefl.errors import CertificateError, HeflError, MalformedError, UnreachableError, UsageError, reason_of
+from hefl.errors import (
+    CertificateError,
+    HeflError,
+    MalformedError,
+    ProtocolError,
+    UsageError,
+    reason_of,
+)
 from hefl.files import replacing, storing
 from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
+from hefl.tries import Tries
 
 log = logging.getLogger("hefl")
 
 READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 20
 PROBE_AFTER_S, PROBE_S = 0.2, 5.0
-FIRST_DELAY_S, LAST_DELAY_S = 0.1, 5.0
 AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 """Refusals after which it is worth trying again."""
 
 T = TypeVar("T")
-
-
-class Progress:
-    """How far a file's transfer has ever come, over all tries, and when; before that, when it began."""
-
-    def __init__(self) -> None:
-        self.at = time.monotonic()
-        self._reached_bytes = 0
-
-    def reach(self, position: int) -> None:
-        """The file has come to this byte."""
-        if position > self._reached_bytes:
-            self._reached_bytes, self.at = position, time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ class Rest:
 
     path: Path
     offset: int
-    progress: Progress
+    tries: Tries
 
 
 Body = bytes | Rest | None
@@ -94,38 +86,56 @@ class Connection:
         self._answered = False
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S)
         context = True if self._insecure_http else self._folder.credentials.client_context()
-        connector = aiohttp.TCPConnector(ssl=context)
+        self._http = self._session(aiohttp.TCPConnector(ssl=context))
+        self._http_anew = self._session(aiohttp.TCPConnector(ssl=context, force_close=True))
+        return self
+
+    def _session(self, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
         # A server has nothing to compress, and a little that is compressed may be much.
-        self._http = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             self.url,
             connector=connector,
             headers=self._headers,
-            timeout=timeout,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S),
             auto_decompress=False,
             skip_auto_headers=["Accept-Encoding"],
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.close()
+        await self._http_anew.close()
 
     async def call(self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None) -> bytes:
-        """One request and its answer's body, tried again while nobody answers.
+        """One request and its answer's body. Raises as ``ask``."""
+        return await self.ask(method, path, bytes, body, headers)
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        parse: Callable[[bytes], T],
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        """One request and what its answer means, tried again while nobody answers.
+
+        What may have been damaged on the way is asked for once more, over a new connection: an answer that does not
+        parse, and a connection that TLS gave up.
 
         Raises:
             UnreachableError: Nobody answered for connect_timeout_s, and nothing moved.
             CertificateError: TLS refused one side's certificate; says which.
+            MalformedError: The answer does not parse, as ``parse`` says.
             HeflError: What the server refused, as it says.
         """
 
-        async def once(_: Progress) -> bytes:
-            async with self._request(method, path, body, headers) as response:
-                return await _read(response)
+        async def once(tries: Tries) -> T:
+            async with self._request(method, path, tries, body, headers) as response:
+                return parse(await _read(response))
 
         return await self._patiently(once)
 
@@ -145,11 +155,11 @@ class Connection:
         """
         first = True
 
-        async def once(progress: Progress) -> None:
+        async def once(tries: Tries) -> None:
             nonlocal first
             offset = 0
             if not first:
-                async with self._request("GET", path, headers=headers) as response:
+                async with self._request("GET", path, tries, headers=headers) as response:
                     held = protocol.decode(await _read(response), protocol.Held)
                 if held.committed:
                     return
@@ -157,13 +167,20 @@ class Connection:
                 log.info("the upload goes on at byte %d of %d", offset, size)
             first = False
             more = {protocol.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
-            async with self._request("PUT", path, Rest(file, offset, progress), {**headers, **more}) as response:
+            rest = Rest(file, offset, tries)
+            async with self._request("PUT", path, tries, rest, {**headers, **more}) as response:
                 await _read(response)
 
         await self._patiently(once, patience_s)
 
-    async def download(self, path: str, target: Path, limit_bytes: int) -> int:
+    async def download(self, path: str, target: Path, limit_bytes: int, *, over_new_connection: bool = False) -> int:
         """Fetch an answer's body into a file, whole or not at all; returns its size in bytes.
+
+        Args:
+            path: Where from.
+            target: The file.
+            limit_bytes: It is no longer.
+            over_new_connection: What came over one that is open was damaged.
 
         Raises:
             MalformedError: It is longer than the limit.
@@ -171,20 +188,26 @@ class Connection:
             HeflError: As ``call``.
         """
 
-        async def once(progress: Progress) -> int:
-            async with self._request("GET", path) as response:
-                return await _store(response.content.iter_chunked(CHUNK_BYTES), target, limit_bytes, progress)
+        async def once(tries: Tries) -> int:
+            async with self._request("GET", path, tries) as response:
+                return await _store(response.content.iter_chunked(CHUNK_BYTES), target, limit_bytes, tries)
 
-        return await self._patiently(once)
+        return await self._patiently(once, over_new_connection=over_new_connection)
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        tries: Tries,
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        http = self._http_anew if tries.over_new_connection else self._http
         # The server refuses a hopeless upload before its bytes travel.
         expect = isinstance(body, Rest)
         data = _chunks(body) if isinstance(body, Rest) else body
-        async with self._http.request(
+        async with http.request(
             method, path, data=data, headers=headers, expect100=expect, allow_redirects=False
         ) as response:
             self._answered = True
@@ -200,44 +223,45 @@ class Connection:
             async with asyncio.timeout(2), self._http.post("/v1/leave"):
                 pass
 
-    async def _patiently(self, exchange: Callable[[Progress], Awaitable[T]], patience_s: float = 0.0) -> T:
-        progress, delay_s = Progress(), FIRST_DELAY_S
+    async def _patiently(
+        self, exchange: Callable[[Tries], Awaitable[T]], patience_s: float = 0.0, *, over_new_connection: bool = False
+    ) -> T:
+        tries = Tries(self.url, over_new_connection=over_new_connection)
         while True:
             try:
-                return await exchange(progress)
+                return await exchange(tries)
+            except ProtocolError as error:
+                # Damage looks like these two. All others are whole: they say what the server says.
+                if type(error) not in (ProtocolError, MalformedError) or not tries.once_more(error.message):
+                    raise
             except (aiohttp.ClientError, OSError, TimeoutError, _Unavailable) as error:
-                await self._raise_if_final(error)
-                reason, waited_s = _reason(error), time.monotonic() - progress.at
+                if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                    raise await asyncio.to_thread(self._server_certificate_error, error) from error
+                if self._may_be_refused(error):
+                    if tries.once_more(_reason(error)):
+                        continue
+                    await self._raise_if_refused(error)
                 answers = isinstance(error, _Unavailable)
                 limit_s = max(self._connect_timeout_s, patience_s if answers else 0.0)
-                if waited_s >= limit_s:
-                    did_not = "could not do it" if answers else "did not answer"
-                    raise UnreachableError(
-                        f"{self.url} {did_not} for {waited_s:.0f} s: {reason}",
-                        hint="is the server running, and is its address right? See --server and --connect-timeout; "
-                        "for a run that is over see 'hefl serve --linger' and 'hefl export'",
-                    ) from error
-                if delay_s == FIRST_DELAY_S:
-                    does_not = "cannot do it now" if answers else "does not answer"
-                    log.info("%s %s (%s); trying again", self.url, does_not, reason)
-                # Clients that lost one server should not all come back at once. Not cryptography.
-                jittered_s = delay_s * random.uniform(0.5, 1.0)  # noqa: S311
-                await asyncio.sleep(min(jittered_s, limit_s - waited_s))
-                delay_s = min(2 * delay_s, LAST_DELAY_S)
+                await tries.wait(_reason(error), limit_s, answers=answers)
 
-    async def _raise_if_final(self, error: Exception) -> None:
-        """Raise what trying again cannot mend."""
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            raise await asyncio.to_thread(self._server_certificate_error, error) from error
+    def _may_be_refused(self, error: Exception) -> bool:
+        """Whether one side may have refused the other in TLS: damaged bytes look the same, once."""
+        if isinstance(error, aiohttp.ClientConnectorSSLError):
+            return True
+        broken = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(
+            error, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError)
+        )
+        return broken and not self._answered and not self._insecure_http
+
+    async def _raise_if_refused(self, error: Exception) -> None:
+        """Raise what trying again has not mended."""
         if isinstance(error, aiohttp.ClientConnectorSSLError):
             raise CertificateError(
                 f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
                 hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
             ) from error
-        broken = isinstance(error, aiohttp.ClientConnectionError) and not isinstance(
-            error, (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError)
-        )
-        if broken and not self._answered and not self._insecure_http and await self._listens():
+        if self._may_be_refused(error) and await self._listens():
             # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
             raise CertificateError(
                 f"{self.url} closed the connection at the first request",
@@ -287,7 +311,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int, progress: Progress) -> int:
+async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int, tries: Tries) -> int:
     received = 0
     with storing("the aggregate"), replacing(target) as file:
         async for chunk in chunks:
@@ -295,7 +319,7 @@ async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int, p
             if received > limit_bytes:
                 raise MalformedError(f"oversized: the aggregate has more than {limit_bytes} bytes")
             file.write(chunk)
-            progress.reach(received)
+            tries.reach(received)
     return received
 
 
@@ -304,7 +328,7 @@ async def _chunks(rest: Rest) -> AsyncIterator[bytes]:
         file.seek(rest.offset)
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
-            rest.progress.reach(file.tell())
+            rest.tries.reach(file.tell())
 
 
 def _check_url(url: str, *, insecure_http: bool) -> None:

@@ -84,7 +84,7 @@ class Follower:
         if newest.announcement.round == number + 1:
             return (newest,)
         query = f"?after={number}" if number >= 0 else ""
-        records = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
+        records = await self._connection.ask("GET", f"/v1/records{query}", decode_records)
         if not records:
             raise TamperError(
                 f"the server shows round {newest.announcement.round}, and no record of round {number + 1}",
@@ -101,7 +101,7 @@ class Follower:
         number, head, found = record.announcement.round, record.announcement.head, []
         first = max(number - count, 0)
         query = f"?after={first - 1}" if first else ""
-        shown = decode_records(await self._connection.call("GET", f"/v1/records{query}"))
+        shown = await self._connection.ask("GET", f"/v1/records{query}", decode_records)
         for older in reversed(shown[: number - first]):
             if older.head != head:
                 raise TamperError("the server shows other records than before", check="history")

@@ -36,12 +36,12 @@ async def ask_to_join(
 
     Raises:
         LayoutError: It still was another after so long, or a round is over and it stays; names the first difference.
-        HeflError: As Connection.call.
+        HeflError: As Connection.ask.
     """
-    said, until = "", time.monotonic() + patience_s
+    said, until, body = "", time.monotonic() + patience_s, msgspec.json.encode(join)
     while True:
         try:
-            return protocol.decode(await connection.call("POST", "/v1/join", msgspec.json.encode(join)), Welcome)
+            return await connection.ask("POST", "/v1/join", protocol.parser(Welcome), body)
         except OtherLayoutError as error:
             refused, left_s = _layout_error(error.reference, learner, secret), until - time.monotonic()
             if error.reference.settled or left_s <= 0:

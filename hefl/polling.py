@@ -69,7 +69,7 @@ class Poller:
         while True:
             after = self.view.version if self.view else 0
             try:
-                view = protocol.decode(await self._connection.call("GET", f"/v1/run?after={after}"), View)
+                view = await self._connection.ask("GET", f"/v1/run?after={after}", protocol.parser(View))
             except StaleError as error:
                 refused += 1
                 if refused > MAX_JOINS:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, TypeVar, get_args
 
 import msgspec
@@ -279,6 +279,11 @@ def decode(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except UNREADABLE as error:
         raise MalformedError(f"not a {kind.__name__}: {error}") from error
+
+
+def parser(kind: type[T]) -> Callable[[bytes], T]:
+    """What reads a value of this kind. Raises as decode."""
+    return lambda body: decode(body, kind)
 
 
 def whole_number(text: str, name: str, least: int = 0) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from hefl.background import work_in_thread
 from hefl.clientstate import ClientState
 from hefl.codec import Metrics
 from hefl.connection import Connection
-from hefl.errors import ProtocolError, StaleError, StateError, UploadError
+from hefl.errors import HeflError, MalformedError, ProtocolError, StaleError, StateError, UploadError
 from hefl.following import Follower
 from hefl.history import Record
 from hefl.keys.party import ClientFolder
@@ -19,13 +21,40 @@ from hefl.learner import Learner
 from hefl.newcomer import Ranges, first_to_follow
 from hefl.params import MAX_USELESS_SUMS
 from hefl.updates import max_aggregate_bytes
+from hefl.wire import is_whole
 
 log = logging.getLogger("hefl")
 
 OnTamper = Literal["stop", "skip"]
 
+T = TypeVar("T")
+
 GO_BACK = 16
 """So many records before the last one a client without a model looks at; a server keeps few of their aggregates."""
+
+
+class _DamagedError(Exception):
+    """A sum is damaged, and may come whole when it is fetched once more."""
+
+
+@contextmanager
+def _noticing_damage(path: Path, *, may_come_again: bool) -> Iterator[None]:
+    """Tell a frame that is damaged from one that is whole, and refused for what it is: by its digest.
+
+    Where it is damaged the reason for the refusal means nothing: a bit of the round's number may be wrong.
+
+    Raises:
+        _DamagedError: It is damaged, and may come again.
+        MalformedError: It is damaged for good.
+    """
+    try:
+        yield
+    except HeflError as error:
+        if is_whole(path):
+            raise
+        if may_come_again:
+            raise _DamagedError from error
+        raise MalformedError("the digest does not match the bytes: the sum was damaged on the way") from error
 
 
 class Receiver:
@@ -69,26 +98,55 @@ class Receiver:
         """
         if not await self._is_caught_up(record):
             return self._learner.wait(record.announcement), 0
-        with self._learner.timings.phase("download"):
-            size = await self._fetch(record)
-        metrics = await work_in_thread(self.accept, record)
+        metrics, size = await self._fetch_for(record, partial(self.accept, record))
         if self._learner.model is None and not self._learner.apart:
             await self._go_back(record)
         return metrics, size
 
-    async def _fetch(self, record: Record) -> int:
+    async def _fetch_for(self, record: Record, use: Callable[[bool], T]) -> tuple[T, int]:
+        """Fetch a record's sum and use it. One that was damaged on the way is fetched once more.
+
+        Args:
+            record: The sum's.
+            use: Works in a thread. Is told whether the sum may come again, and raises _DamagedError where that helps.
+
+        Returns:
+            What ``use`` returns, and how many bytes came.
+
+        Raises:
+            StaleError: The server does not keep it.
+            HeflError: As ``use``.
+        """
+        size = await self._fetch(record)
+        try:
+            return await work_in_thread(use, True), size
+        except _DamagedError:
+            log.warning("the sum of round %d came damaged; fetching it once more", record.announcement.round)
+        size = await self._fetch(record, over_new_connection=True)
+        return await work_in_thread(use, False), size
+
+    async def _fetch(self, record: Record, *, over_new_connection: bool = False) -> int:
         limit = max_aggregate_bytes(self._learner.engine, record.announcement)
         where = f"/v1/rounds/{record.announcement.round}/aggregate"
-        return await self._connection.download(where, self._state.aggregate, limit)
+        with self._learner.timings.phase("download"):
+            return await self._connection.download(
+                where, self._state.aggregate, limit, over_new_connection=over_new_connection
+            )
 
-    def accept(self, record: Record) -> Metrics:
-        """Take the sum that has come, and keep it where it makes a new model. Raises as ``take``."""
+    def accept(self, record: Record, may_come_again: bool = False) -> Metrics:
+        """Take the sum that has come, and keep it where it makes a new model.
+
+        Raises:
+            _DamagedError: It was damaged on the way, and may come again.
+            HeflError: As ``take``.
+        """
         learner, path = self._learner, self._state.aggregate
         if learner.model is None:
             self._restore(record)
         before, progress = learner.model and learner.model.arrays, learner.progress
         try:
-            metrics = learner.accept(path, record, self._least)
+            with _noticing_damage(path, may_come_again=may_come_again):
+                metrics = learner.accept(path, record, self._least)
         except ProtocolError as error:
             if self._on_tamper == "stop":
                 raise
@@ -123,10 +181,9 @@ class Receiver:
                 self._learner.stand(older.announcement)
                 continue
             try:
-                await self._fetch(older)
+                await self._fetch_for(older, partial(self.accept, older))
             except StaleError:
                 return False
-            await work_in_thread(self.accept, older)
         return True
 
     async def _follow_anew(self, record: Record) -> bool:
@@ -138,8 +195,7 @@ class Receiver:
             if older.announcement.exchange == "closing":
                 continue
             try:
-                await self._fetch(older)
-                found = await work_in_thread(self._learner.ranges, self._state.aggregate, older, self._least)
+                found, _ = await self._fetch_for(older, partial(self._ranges, older))
             except StaleError:
                 continue  # it is not kept
             except ProtocolError as error:
@@ -152,6 +208,10 @@ class Receiver:
             return not any(ranges)  # where nobody can use any, there is nothing to choose from
         first = shown.index(kept[place])
         return await self._take_all(older for older in shown[first:] if older is not record)
+
+    def _ranges(self, record: Record, may_come_again: bool) -> Ranges | None:
+        with _noticing_damage(self._state.aggregate, may_come_again=may_come_again):
+            return self._learner.ranges(self._state.aggregate, record, self._least)
 
     def _restore(self, record: Record) -> None:
         """After a start: take the model that a record's round started from, where it is kept.
@@ -177,9 +237,9 @@ class Receiver:
             if older.announcement.exchange != "closing":
                 path = self._state.path_of(older)
                 try:
-                    if path is None:
-                        await self._fetch(older)
-                    if await work_in_thread(self._take_older, path, older, useless):
+                    use = partial(self._take_older, path, older, useless)
+                    found = await work_in_thread(use, False) if path else (await self._fetch_for(older, use))[0]
+                    if found:
                         return
                 except StaleError:
                     break  # it is not kept
@@ -193,12 +253,13 @@ class Receiver:
         hint = "it gets the next one, where others can make that; or start it with the --state that it had before"
         log.warning("this client has no model, and nobody keeps the sum of the last one", extra={"hint": hint})
 
-    def _take_older(self, path: Path | None, older: Record, useless: list[Record]) -> bool:
+    def _take_older(self, path: Path | None, older: Record, useless: list[Record], may_come_again: bool) -> bool:
         """Take an older record's model, which none since has replaced; False where it made none either."""
         learner, last = self._learner, useless[0]
         try:
             source = path or self._state.aggregate
-            learner.restore(source, older, last.announcement.round, None, self._least)
+            with _noticing_damage(source, may_come_again=may_come_again):
+                learner.restore(source, older, last.announcement.round, None, self._least)
         except UploadError:
             return False
         for record in reversed(useless):

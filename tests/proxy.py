@@ -1,4 +1,4 @@
-"""A network between clients and a server that cuts, delays and truncates connections, as a test says."""
+"""A network between clients and a server that cuts, delays, truncates and damages connections, as a test says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,35 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+Change = Callable[[bytes], bytes]
+"""What becomes of each piece that goes one way over a connection, one after another."""
+
+
+def unchanged(piece: bytes) -> bytes:
+    return piece
+
+
+class Flip:
+    """One wrong bit: of the byte at this place on its way over the connection, or so far behind where some bytes begin.
+
+    Attributes:
+        done: How often it has struck, over all connections that it is used for.
+    """
+
+    def __init__(self, at: int, behind: bytes = b"", times: int = 1) -> None:
+        self.done = 0
+        self._at, self._behind, self._times = at, behind, times
+        self._passed = 0
+
+    def __call__(self, piece: bytes) -> bytes:
+        found = piece.find(self._behind)
+        at = self._at + found if self._behind else self._at - self._passed
+        self._passed += len(piece)
+        if self.done == self._times or (self._behind and found < 0) or not 0 <= at < len(piece):
+            return piece
+        self.done += 1
+        return piece[:at] + bytes([piece[at] ^ 1 << self._at % 8]) + piece[at + 1 :]
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -19,12 +48,15 @@ class Fault:
         up_bytes, down_bytes: After so many to the server, or from it, the connection ends; None lets all pass.
         reset: It ends by a reset; otherwise as if the peer had said all that it had to say.
         delay_s: Before each piece.
+        up, down: Change what passes.
     """
 
     up_bytes: int | None = None
     down_bytes: int | None = None
     reset: bool = True
     delay_s: float = 0.0
+    up: Change = unchanged
+    down: Change = unchanged
 
 
 class Proxy:
@@ -74,8 +106,8 @@ class Proxy:
         far: asyncio.StreamWriter | None = None
         try:
             far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
-            up = asyncio.create_task(_pump(reader, far, fault.up_bytes, fault.delay_s))
-            down = asyncio.create_task(_pump(far_reader, writer, fault.down_bytes, fault.delay_s))
+            up = asyncio.create_task(_pump(reader, far, fault.up, fault.up_bytes, fault.delay_s))
+            down = asyncio.create_task(_pump(far_reader, writer, fault.down, fault.down_bytes, fault.delay_s))
             done, left = await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
             self.cuts += any(pump.result() for pump in done)
             for pump in left:
@@ -92,10 +124,13 @@ class Proxy:
                     end.close()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int | None, delay_s: float) -> bool:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Change, limit: int | None, delay_s: float
+) -> bool:
     """Pass bytes on; returns whether the limit ended it."""
     with suppress(OSError):
         while chunk := await reader.read(1 << 14):
+            chunk = change(chunk)
             if delay_s:
                 await asyncio.sleep(delay_s)
             if limit is not None:

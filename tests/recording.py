@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,8 @@ from hefl.files import private_folder
 from hefl.keys.party import read_client_folder
 from hefl.layout import Arrays
 from hefl.learner import Learner
+
+T = TypeVar("T")
 
 FIELDS = {"announcement", "members", "digest", "tag"}
 
@@ -82,20 +84,29 @@ def record_run(
     recorded = Recorded()
 
     class Recording(Connection):
-        async def call(
-            self, method: str, path: str, body: Body = None, headers: Mapping[str, str] | None = None
-        ) -> bytes:
-            answer = await super().call(method, path, body, headers)
+        async def ask(
+            self,
+            method: str,
+            path: str,
+            parse: Callable[[bytes], T],
+            body: Body = None,
+            headers: Mapping[str, str] | None = None,
+        ) -> T:
+            def noted(answer: bytes) -> T:
+                compact = path.startswith("/v1/records")
+                shown = msgspec.to_builtins(decode_records(answer)) if compact else json.loads(answer or "null")
+                for record in records_in(shown):
+                    recorded.records[record["announcement"]["round"]] = record
+                return parse(answer)
+
             if path == "/v1/join" and isinstance(body, bytes):
                 recorded.sealed_layout = json.loads(body)["sealed_layout"].encode()
-            compact = path.startswith("/v1/records")
-            shown = msgspec.to_builtins(decode_records(answer)) if compact else json.loads(answer or "null")
-            for record in records_in(shown):
-                recorded.records[record["announcement"]["round"]] = record
-            return answer
+            return await super().ask(method, path, noted, body, headers)
 
-        async def download(self, path: str, target: Path, limit_bytes: int) -> int:
-            size = await super().download(path, target, limit_bytes)
+        async def download(
+            self, path: str, target: Path, limit_bytes: int, *, over_new_connection: bool = False
+        ) -> int:
+            size = await super().download(path, target, limit_bytes, over_new_connection=over_new_connection)
             recorded.aggregates[int(path.split("/")[3])] = await asyncio.to_thread(target.read_bytes)
             return size
 

@@ -66,12 +66,15 @@ def test_a_false_sum_stops_every_client_with_exit_code_4_and_the_name_of_the_che
     made: Federation, tmp_path: Path, lie: str
 ) -> None:
     with made as keys:
-        serve(keys, lie, tmp_path / "server", "--rounds", "4", "--min-clients", "3")
+        server = serve(keys, lie, tmp_path / "server", "--rounds", "4", "--min-clients", "3")
         clients = [keys.client(name, tmp_path / name, "--save", tmp_path / f"{name}.npz") for name in NAMES]
         for client in clients:
             assert client.wait() == 4, client.error
             assert "hefl: check: tag" in client.err
         assert not list(tmp_path.glob("*.npz"))
+    # Its bytes are those that the server sent: no lie is asked for again.
+    fetched = [(e["client"], e["round"]) for e in server.events if e["event"] == "download"]
+    assert len(fetched) == len(set(fetched)) > 0
 
 
 def test_clients_that_skip_a_false_sum_keep_the_last_good_model_and_go_on(made: Federation, tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from federation import Federation
 from mutation import memory_within
+from proxy import Fault, Flip, Proxy
 
 from hefl import protocol
+from hefl.compact import decode_records
 from hefl.connection import Connection
-from hefl.errors import HeflError, MalformedError, ProtocolError, UnreachableError
+from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError
 from hefl.keys import party
+from hefl.protocol import Welcome, parser
 
 Ask = Callable[[Connection], Awaitable[Any]]
 
@@ -38,8 +41,13 @@ def refusal(status: str, **fields: Any) -> bytes:
     return answer(json.dumps({"error": "MalformedError", "message": "no", **fields}).encode(), status)
 
 
-async def _asked(keys: Federation, answers: Sequence[Answer], ask: Ask) -> tuple[Any, int]:
-    """What a client makes of such answers, one a request, the last one for ever; and how often it asked."""
+async def _asked(
+    keys: Federation, answers: Sequence[Answer], ask: Ask, fault: Callable[[int], Fault]
+) -> tuple[Any, int]:
+    """What a client makes of such answers, one a request, the last one for ever; and how often it asked.
+
+    ``fault`` says what becomes of each of its connections on the way.
+    """
     credentials = party.read_server_folder(keys.folder / "server").credentials
     count = 0
 
@@ -61,18 +69,24 @@ async def _asked(keys: Federation, answers: Sequence[Answer], ask: Ask) -> tuple
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=credentials.server_context()) as server:
-        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         folder = party.read_client_folder(keys.folder / "clients/alice")
-        async with Connection(folder, url, "00" * 16, 1.0, insecure_http=False) as connection:
-            try:
-                found = await ask(connection)
-            except HeflError as error:
-                found = error
+        with Proxy(server.sockets[0].getsockname()[1], fault) as proxy:
+            url = f"https://127.0.0.1:{proxy.port}"
+            async with Connection(folder, url, "00" * 16, 1.0, insecure_http=False) as connection:
+                try:
+                    found = await ask(connection)
+                except HeflError as error:
+                    found = error
         return found, count
 
 
-def asked(keys: Federation, *answers: Answer, ask: Ask | None = None) -> tuple[Any, int]:
-    return asyncio.run(_asked(keys, answers, ask or (lambda c: c.call("GET", "/v1/run"))))
+def asked(
+    keys: Federation,
+    *answers: Answer,
+    ask: Ask | None = None,
+    fault: Callable[[int], Fault] = lambda number: Fault(),
+) -> tuple[Any, int]:
+    return asyncio.run(_asked(keys, answers, ask or (lambda c: c.call("GET", "/v1/run")), fault))
 
 
 def test_an_answer_longer_than_any_honest_one_is_refused(keys: Federation) -> None:
@@ -101,7 +115,7 @@ def test_a_compressed_answer_does_not_grow(keys: Federation) -> None:
 
 def test_a_client_is_not_sent_elsewhere(keys: Federation) -> None:
     error, count = asked(keys, answer(b"", "307 Temporary Redirect", "Location: /v1/elsewhere"))
-    assert (type(error), count) == (ProtocolError, 1)
+    assert (type(error), count) == (ProtocolError, 2)
 
 
 @pytest.mark.parametrize("kind", ["OtherLayoutError", "SystemExit", "KeyError", "Connection"])
@@ -150,3 +164,76 @@ NO_ANSWERS = (
 def test_bytes_that_are_no_answer_are_an_error_of_hefls(keys: Federation, data: bytes) -> None:
     error, _ = asked(keys, data)
     assert isinstance(error, HeflError)
+
+
+# --- what was damaged on the way --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_one_wrong_bit_anywhere_in_a_tls_connection_is_survived(keys: Federation, way: str) -> None:
+    """In the handshake, in a certificate, in the request and in the answer."""
+    flips: list[Flip] = []
+
+    def fault(number: int) -> Fault:
+        if number > 0:
+            return Fault()
+        return Fault(up=flips[-1]) if way == "up" else Fault(down=flips[-1])
+
+    while not flips or flips[-1].done:
+        flips.append(Flip(83 * len(flips)))
+        assert asked(keys, answer(b"fine"), fault=fault)[0] == b"fine", len(flips)
+    assert len(flips) > 20
+
+
+@pytest.mark.parametrize("at", [11, 200, 1000])
+def test_a_tls_connection_that_is_damaged_every_time_ends_a_client_with_a_certificate_error(
+    keys: Federation, at: int
+) -> None:
+    numbers = []
+
+    def fault(number: int) -> Fault:
+        numbers.append(number)
+        return Fault(down=Flip(at))
+
+    error, count = asked(keys, answer(b"fine"), fault=fault)
+    assert (type(error), error.exit_code, count) == (CertificateError, 3, 0)
+    assert "does not speak TLS 1.3 as hefl does" in error.message
+    assert numbers == [0, 1]
+
+
+WELCOME = answer(b'{"run": "' + b"ab" * 16 + b'", "rounds": 3}')
+DAMAGED = {
+    "JSON": (WELCOME.replace(b'"run"', b'"ruo"'), WELCOME, parser(Welcome)),
+    "MessagePack": (answer(b"\x91"), answer(b"\x90"), decode_records),
+    "refusal": (answer(b'{"errnr": "StaleError", "message": "no"}', "410 Gone"), WELCOME, parser(Welcome)),
+    "refusal's name": (refusal("410 Gone", error="StameError"), WELCOME, parser(Welcome)),
+    "status": (answer(b"{}", "210 OK"), WELCOME, parser(Welcome)),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_an_answer_that_does_not_parse_is_asked_for_once_more_over_a_new_connection(
+    keys: Federation, what: str
+) -> None:
+    damaged, whole, parse = DAMAGED[what]
+    connections = []
+
+    def fault(number: int) -> Fault:
+        connections.append(number)
+        return Fault()
+
+    async def ask(connection: Connection) -> Any:
+        return await connection.ask("GET", "/v1/x", parse)
+
+    found, count = asked(keys, damaged, whole, ask=ask, fault=fault)
+    assert (found, count) == (parse(whole.partition(b"\r\n\r\n")[2]), 2)
+    assert connections == [0, 1]
+    error, count = asked(keys, damaged, ask=ask)
+    assert isinstance(error, ProtocolError)
+    assert (error.exit_code, count) == (4, 2)
+
+
+@pytest.mark.parametrize("kind", ["StaleError", "ConflictError", "TamperError", "UploadError", "LayoutError"])
+def test_what_a_server_says_clearly_is_not_asked_for_again(keys: Federation, kind: str) -> None:
+    error, count = asked(keys, refusal("409 Conflict", error=kind))
+    assert (type(error).__name__, count) == (kind, 1)

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from federation import Federation
-from proxy import Fault, Proxy
+from helpers import saved
+from proxy import Fault, Flip, Proxy, unchanged
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,49 @@ def test_connections_that_are_cut_delayed_and_truncated_change_no_model(keys: Fe
         model = np.load(tmp_path / f"{name}.npz", allow_pickle=False)
         np.testing.assert_allclose(model["layer.weight"], weight, rtol=0, atol=1e-6)
         np.testing.assert_allclose(model["layer.bias"], bias, rtol=0, atol=1e-6)
+
+
+def test_a_sum_that_comes_damaged_is_fetched_once_more_and_the_model_is_the_same(
+    keys: Federation, tmp_path: Path
+) -> None:
+    """Plain HTTP lets a wrong bit through: first one of the number of the frame's round, and then one of a block."""
+    flips, frames = {1: Flip(36, behind=b"HEFL"), 3: Flip(900, behind=b"HEFL")}, 0
+
+    def change(piece: bytes) -> bytes:
+        nonlocal frames
+        frames += b"HEFL" in piece
+        return flips.get(frames, unchanged)(piece)
+
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--insecure-http")
+        direct = keys.url
+        with Proxy(urlsplit(keys.url).port or 0, lambda _: Fault(down=change)) as proxy:
+            clients = []
+            for name, url in (("alice", f"http://127.0.0.1:{proxy.port}"), ("bob", direct)):
+                keys.url, model = url, tmp_path / f"{name}.npz"
+                clients.append(keys.client(name, tmp_path / name, "--insecure-http", "--save", model))
+            assert [c.wait() for c in (*clients, server)] == [0, 0, 0], [c.error for c in (*clients, server)]
+    assert [flip.done for flip in flips.values()] == [1, 1]
+    fetched = [e["round"] for e in server.events if e["event"] == "download" and e["client"] == "alice"]
+    again = {number for number in fetched if fetched.count(number) > 1}
+    assert (sorted(set(fetched)), len(again), len(fetched)) == ([0, 1, 2], 2, 5)
+    for number in again:
+        assert f"hefl: the sum of round {number} came damaged; fetching it once more" in clients[0].err
+    assert saved(tmp_path / "alice.npz") == saved(tmp_path / "bob.npz")
+
+
+def test_a_sum_that_always_comes_damaged_ends_a_client_with_4_after_the_second_time(
+    keys: Federation, tmp_path: Path
+) -> None:
+    flip = Flip(36, behind=b"HEFL", times=1000)
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--insecure-http")
+        keys.client("bob", tmp_path / "bob", "--insecure-http")
+        with Proxy(urlsplit(keys.url).port or 0, lambda _: Fault(down=flip)) as proxy:
+            keys.url = f"http://127.0.0.1:{proxy.port}"
+            alice = keys.client("alice", tmp_path / "alice", "--insecure-http")
+            assert alice.wait() == 4
+    assert "the digest does not match the bytes: the sum was damaged on the way" in alice.error
+    assert "hefl: check: form" in alice.err
+    fetched = [e["round"] for e in server.events if e["event"] == "download" and e["client"] == "alice"]
+    assert fetched == [0, 0]

@@ -16,7 +16,7 @@ from hefl.ckks.context import Identity
 from hefl.engine import Attempt, Member, Seal, load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.params import ENGINES, MAX_CLIENTS, MAX_VALUES
-from hefl.wire import MAX_BLOCK_BYTES, Frame, Header, Writer, max_bytes, open_frame
+from hefl.wire import MAX_BLOCK_BYTES, Frame, Header, Writer, is_whole, max_bytes, open_frame
 
 IDENTITY = Identity("0f" * 16, 3)
 HEADER = Header.of("update", IDENTITY, announcement(), 2, "alice")
@@ -159,6 +159,18 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "frame").write_bytes(AGGREGATE_BYTES[:length])
         with pytest.raises(MalformedError, match="truncated"):
             open_frame(tmp_path / "frame")
+
+
+@pytest.mark.parametrize("data", [UPDATE_BYTES, redigested(b"HEFL" + bytes(3 << 20))], ids=["frame", "long nonsense"])
+def test_a_file_is_whole_where_its_digest_is_that_of_its_bytes(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "frame"
+    path.write_bytes(data)
+    assert is_whole(path)
+    damaged = [data[:-1], data[1:], data + b"x", b"", data[-32:]]
+    damaged += [data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in (0, 36, len(data) // 2, len(data) - 1)]
+    for other in damaged:
+        path.write_bytes(other)
+        assert not is_whole(path)
 
 
 @pytest.mark.parametrize("data", [UPDATE_BYTES, AGGREGATE_BYTES], ids=["update", "aggregate"])
