@@ -188,10 +188,11 @@ def describe(
         arrays: The parameters.
         metrics: Names of the metrics beside them.
         names: One for each array; default "0", "1", ...
-        kinds: One for each array; default (also for None): by dtype, floating tensors being parameters.
+        kinds: One for each array; default (also for None): by dtype, floating tensors being parameters, and a whole
+            number alone in its array a counter.
 
     Raises:
-        LayoutError: A name stands twice, a dtype cannot be averaged, or there is nothing to average.
+        LayoutError: A name stands twice, an array cannot be averaged, or there is nothing to average.
     """
     names = [str(i) for i in range(len(arrays))] if names is None else list(names)
     kinds = [None] * len(arrays) if kinds is None else list(kinds)
@@ -219,6 +220,12 @@ def describe(
                 hint="leave it out of get_parameters, or convert it",
             )
         whole = array.dtype.kind in "iu"
+        if kind is None and whole and array.size > 1:
+            raise LayoutError(
+                f"tensor {name!r} is {array.dtype.name} {array.shape}: several whole numbers, which are not averaged",
+                hint="the bytes of a boosted model have no mean: leave them out of get_parameters; if they are counts, "
+                "state the kind 'integer': see hefl.trainer.Trainer",
+            )
         if kind is not None and (kind == "integer") != whole:
             raise LayoutError(
                 f"tensor {name!r} is {array.dtype.name} and cannot be of kind {kind!r}", hint=_NAMES_AND_KINDS

@@ -1,17 +1,19 @@
 """What a user's model must do, and how hefl calls it.
 
-A trainer is what Flower calls a NumPyClient: an existing one runs unchanged. It may also state ``num_examples``,
-and ``names`` and ``kinds`` of its tensors; see ``Trainer``.
+A trainer is what Flower calls a NumPyClient: an existing one runs unchanged, also one of the oldest form, which has
+one flat array and no ``config``. It may also state ``num_examples``, and ``names`` and ``kinds`` of its tensors; see
+``Trainer``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import math
 import numbers
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
@@ -27,6 +29,10 @@ from hefl.params import MAX_NUM_EXAMPLES
 from hefl.remarks import Remarks
 
 _SEE = "hefl.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
+_NAME_THE_CLIENT = (
+    "hefl calls get_parameters, fit and evaluate itself: name the NumPyClient's class, or a function without arguments "
+    "that returns the NumPyClient"
+)
 
 Config = dict[str, Any]
 """What every call is told: ``round`` and ``server_round`` (Flower's name for it), ``seed``, ``client``."""
@@ -41,11 +47,15 @@ class Trainer(Protocol):
 
     Where ``fit`` returns another number of examples than was announced, that number weighs from the next round on.
 
+    A method may lack ``config``. A model may be one flat array in place of a list: ``get_parameters`` and ``fit``
+    return it, and ``fit`` and ``evaluate`` get it bare, or, where they fail with that, as the only entry of a list.
+
     Optional attributes:
         num_examples: Size of the training data: the sample weight. Without it hefl asks ``--num-examples``, or calls
             ``fit`` once and throws the result away.
         names: One for each array, as a saved model names them.
-        kinds: ``"parameter"``, ``"buffer"`` or ``"integer"`` for each array; default by dtype.
+        kinds: ``"parameter"``, ``"buffer"`` or ``"integer"`` for each array; default (also for None) by dtype. Several
+            whole numbers in one array are averaged only where their kind is stated.
     """
 
     def get_parameters(self, config: Config) -> Sequence[NDArray[Any]]:
@@ -102,16 +112,36 @@ def load_trainer(spec: str) -> Trainer:
         try:
             factory = factory()
         except Exception as error:
+            way = "name a class or a function that takes none and returns the trainer"
             raise TrainerError(
                 f"{spec} could not be called without arguments: {error}",
-                hint="name a class or a function that takes none and returns the trainer",
+                hint=_NAME_THE_CLIENT if _makes_flowers_clients(factory) else way,
             ) from error
     if not isinstance(factory, Trainer):
+        way = "a Flower NumPyClient has them; see hefl.trainer.Trainer"
         raise TrainerError(
             f"{spec} gives a {type(factory).__name__}, which has no get_parameters, fit and evaluate",
-            hint="a Flower NumPyClient has them; see hefl.trainer.Trainer",
+            hint=_NAME_THE_CLIENT if _makes_flowers_clients(factory) else way,
+        )
+    if _is_flowers(factory, "Client"):
+        raise TrainerError(
+            f"{spec} gives a Flower Client, whose methods take messages",
+            hint="give the NumPyClient itself: leave out .to_client()",
         )
     return factory
+
+
+def _is_flowers(value: Any, name: str) -> bool:
+    """Whether it is an object of a class of Flower's, which need not be installed."""
+    return any(c.__name__ == name and c.__module__.split(".")[0] == "flwr" for c in type(value).__mro__)
+
+
+def _makes_flowers_clients(factory: Any) -> bool:
+    """A ClientApp, or a client_fn, which takes a client's number or a context."""
+    if _is_flowers(factory, "ClientApp"):
+        return True
+    code = getattr(factory, "__code__", None)
+    return code is not None and code.co_varnames[: code.co_argcount] in (("cid",), ("context",))
 
 
 def _way_to_import(spec: str, error: Exception) -> str:
@@ -167,6 +197,8 @@ class GuardedTrainer:
         self._seed = seed
         self._fixed = num_examples
         self._limit = limit
+        self._flat = False
+        self._takes_bare: dict[str, bool] = {}
         self._metrics: frozenset[str] | None = None
         self._remarks = Remarks()
 
@@ -176,7 +208,9 @@ class GuardedTrainer:
     def initial(self) -> Arrays:
         """The initial arrays."""
         with blaming("the trainer's get_parameters"):
-            return _arrays(self._trainer.get_parameters(self._config(0)), "get_parameters")
+            returned = _call(self._trainer.get_parameters, self._config(0))
+            self._flat = isinstance(returned, np.ndarray)
+            return _arrays(returned, "get_parameters")
 
     def num_examples(self, initial: Arrays) -> tuple[int, str]:
         """The sample weight before the first round, and where it comes from.
@@ -204,8 +238,7 @@ class GuardedTrainer:
     def fit(self, parameters: Arrays, round_num: int) -> tuple[Arrays, int]:
         """Train; returns the new arrays and the number of examples, checked."""
         with blaming("the trainer's fit"):
-            # Copies, because a trainer may train in place.
-            returned = self._trainer.fit([a.copy() for a in parameters], self._config(round_num))
+            returned = self._ask("fit", parameters, self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's fit must return (parameters, num_examples, metrics)", hint=_SEE)
             arrays = _arrays(returned[0], "fit")
@@ -218,7 +251,7 @@ class GuardedTrainer:
             NumExamplesError: The number of rows is none.
         """
         with blaming("the trainer's evaluate"):
-            returned = self._trainer.evaluate([a.copy() for a in parameters], self._config(round_num))
+            returned = self._ask("evaluate", parameters, self._config(round_num))
             if not isinstance(returned, tuple) or len(returned) != 3:
                 raise TrainerError("the trainer's evaluate must return (loss, num_examples, metrics)", hint=_SEE)
             loss, rows, more = returned
@@ -236,6 +269,29 @@ class GuardedTrainer:
             return Evaluation(dict.fromkeys(metrics, math.nan), 1)
         self._remarks.make(round_num, self._left_out(told))
         return Evaluation(metrics, count)
+
+    def _ask(self, name: str, parameters: Arrays, config: Config) -> Any:
+        """Call ``fit`` or ``evaluate`` with copies, because a trainer may work in place.
+
+        Whether a trainer of one flat array takes it bare or in a list, the method's first call shows.
+        """
+        method = getattr(self._trainer, name)
+
+        def answer(bare: bool) -> Any:
+            copies = [a.copy() for a in parameters]
+            return _call(method, copies[0] if bare else copies, config)
+
+        if not self._flat or name in self._takes_bare:
+            return answer(self._takes_bare.get(name, False))
+        try:
+            returned, bare = answer(bare=True), True
+        except Exception as error:
+            try:
+                returned, bare = answer(bare=False), False
+            except Exception:
+                raise error from None
+        self._takes_bare[name] = bare
+        return returned
 
     def _left_out(self, told: Mapping[str, float | None]) -> list[str]:
         """What to say of metrics that are not averaged."""
@@ -276,12 +332,25 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) else None
 
 
+def _call(method: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a trainer's method without the last argument, its config, where it has no place for it."""
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError:
+        arguments = arguments[:-1]
+    except ValueError:  # compiled code may have no signature
+        pass
+    return method(*arguments)
+
+
 def _arrays(returned: Any, method: str) -> Arrays:
-    if isinstance(returned, np.ndarray) or not isinstance(returned, Sequence):
+    flat = isinstance(returned, np.ndarray) and returned.ndim == 1
+    if not flat and (isinstance(returned, np.ndarray) or not isinstance(returned, Sequence)):
         raise TrainerError(
-            f"the trainer's {method} must give a list of arrays, got a {type(returned).__name__}", hint=_SEE
+            f"the trainer's {method} must give a list of arrays, or one flat array, got a {type(returned).__name__}",
+            hint=_SEE,
         )
-    return [np.array(a) for a in returned]
+    return [np.array(a) for a in ([returned] if flat else returned)]
 
 
 class blaming:  # noqa: N801 - reads as a statement

@@ -20,7 +20,7 @@ MODEL: list[Array] = [
     np.array([7, -8], np.int64),
     np.array(0.5, np.float16),
 ]
-LAYOUT = describe(MODEL, ["loss", "accuracy"], ["weight", "steps", "gain"])
+LAYOUT = describe(MODEL, ["loss", "accuracy"], ["weight", "steps", "gain"], [None, "integer", None])
 CODEC = FloatCodec(LAYOUT, LIMIT)
 METRICS = {"loss": 0.25, "accuracy": 0.875}
 
@@ -36,7 +36,7 @@ def changed(tensor: int, index: tuple[int, ...], value: float) -> list[Array]:
 
 @pytest.mark.parametrize("metrics", [[], ["loss"], ["loss", "accuracy"]])
 def test_the_announced_length_is_the_encoded_one(metrics: list[str]) -> None:
-    codec = FloatCodec(describe(MODEL, metrics), LIMIT)
+    codec = FloatCodec(describe(MODEL, metrics, None, [None, "integer", None]), LIMIT)
     encoded: dict[Exchange, Array] = {
         "initial": codec.encode_initial(MODEL),
         "training": codec.encode_model(MODEL, METRICS, ()),

@@ -37,19 +37,24 @@ def whole(bound: int) -> Callable[[str], st.SearchStrategy[Array]]:
     return of
 
 
+def described(arrays: list[Array]) -> Layout:
+    """With whole numbers as counts."""
+    return describe(arrays, [], None, ["integer" if a.dtype.kind in "iu" else None for a in arrays])
+
+
 # --- bytes and vectors ------------------------------------------------------------------------------------------------
 
 
 @given(arrays_of(FLOATS + INTEGERS))
 def test_words_give_every_array_back_to_the_bit(arrays: list[Array]) -> None:
-    layout = describe(arrays, [])
+    layout = described(arrays)
     back = layout.from_words(layout.to_words(arrays))
     assert [(a.dtype, a.shape, a.tobytes()) for a in back] == [(a.dtype, a.shape, a.tobytes()) for a in arrays]
 
 
 @given(arrays_of(FLOATS + INTEGERS))
 def test_words_are_the_little_endian_bytes_one_after_the_other(arrays: list[Array]) -> None:
-    layout = describe(arrays, [])
+    layout = described(arrays)
     data = b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays)
     data += bytes(len(data) % 2)
     assert layout.to_words(arrays).tolist() == [
@@ -68,7 +73,7 @@ def test_memory_order_does_not_reach_the_vector(arrange: Callable[[Array], Array
 
 @given(arrays_of(FLOATS))
 def test_flattened_floats_unflatten_to_the_same(arrays: list[Array]) -> None:
-    layout = describe(arrays, [])
+    layout = described(arrays)
     vector = layout.flatten(arrays)
     assert vector.dtype == np.float64
     assert vector.shape == (layout.size,)
@@ -80,7 +85,7 @@ def test_flattened_floats_unflatten_to_the_same(arrays: list[Array]) -> None:
 @given(st.lists(st.sampled_from(INTEGERS).flatmap(whole(2**53)), min_size=1, max_size=4))
 def test_flattened_integers_unflatten_to_the_same(arrays: list[Array]) -> None:
     arrays = [*arrays, np.ones(1, np.int8)]
-    layout = describe(arrays, [])
+    layout = described(arrays)
     for back, array in zip(layout.unflatten(layout.flatten(arrays)), arrays, strict=True):
         assert back.dtype == array.dtype
         assert back.tolist() == array.tolist()
@@ -88,7 +93,7 @@ def test_flattened_integers_unflatten_to_the_same(arrays: list[Array]) -> None:
 
 @given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=8))
 def test_integer_means_are_rounded_half_to_even(halves: list[int]) -> None:
-    layout = describe([np.zeros(len(halves), np.int64)], [])
+    layout = described([np.zeros(len(halves), np.int64)])
     (back,) = layout.unflatten(np.array(halves) / 2)
     assert back.tolist() == [round(half / 2) for half in halves]
 
@@ -103,7 +108,7 @@ def test_unflattened_arrays_do_not_share_the_vectors_memory() -> None:
 
 @given(arrays_of(FLOATS))
 def test_locate_names_the_tensor_and_the_index_of_every_value(arrays: list[Array]) -> None:
-    layout = describe(arrays, [])
+    layout = described(arrays)
     flat = [f"tensor '{i}', index {index}" for i, a in enumerate(arrays) for index in np.ndindex(a.shape)]
     assert [layout.locate(i) for i in range(layout.size)] == flat
     with pytest.raises(IndexError):
@@ -146,6 +151,18 @@ def test_arrays_of_another_layout_are_refused_and_the_first_is_named(came: list[
 def test_a_dtype_without_a_mean_is_refused_by_name(array: Array) -> None:
     with pytest.raises(LayoutError, match=f"'odd' is {array.dtype.name}"):
         describe([np.zeros(1), array], [], ["good", "odd"])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_several_whole_numbers_are_refused_by_name_unless_they_are_said_to_be_counts(dtype: str) -> None:
+    """The bytes of a boosted model, say, have no mean."""
+    array = np.frombuffer(bytes(range(32)), dtype)
+    with pytest.raises(LayoutError, match=f"tensor 'trees' is {dtype} .* not averaged") as caught:
+        describe([np.zeros(1), array], [], ["good", "trees"])
+    assert "boosted model" in str(caught.value.hint)
+    assert describe([array], [], None, ["integer"]).tensors[0].kind == "integer"
+    for counter in (array[:0], array[:1], array[:1].reshape(())):
+        assert describe([np.zeros(1), counter], []).tensors[1].kind == "integer"
 
 
 @pytest.mark.parametrize("arrays", [[], [np.zeros((0, 3))]])

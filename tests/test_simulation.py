@@ -96,6 +96,8 @@ def test_an_unmodified_flower_client_trains() -> None:
 class Counting:
     """Two tensors that count: one of whole numbers, one of floats."""
 
+    kinds = ("integer", None)
+
     def __init__(self, step: int, num_examples: int, loss: float = 1.0, dtype: str = "int64", rows: int = 1) -> None:
         self.step, self.num_examples, self.loss, self.dtype, self.rows = step, num_examples, loss, dtype, rows
         self.configs: list[Mapping[str, Any]] = []

@@ -231,6 +231,99 @@ def test_a_model_that_cannot_be_averaged_is_refused_by_name() -> None:
         trainer.layout(trainer.initial())
 
 
+# --- trainers of the oldest form -------------------------------------------------------------------------------------
+
+
+class WithoutConfig:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def get_parameters(self) -> Any:
+        return [np.zeros(2), np.zeros(3)]
+
+    def fit(self, parameters: Any) -> Any:
+        self.calls.append(f"fit {len(parameters)}")
+        return parameters, 1, {}
+
+    def evaluate(self, parameters: Any, config: Any = None) -> Any:
+        self.calls.append(f"evaluate {config['round']}")
+        return 0.5, 1, {}
+
+
+def test_a_method_without_config_is_called_without_it() -> None:
+    inner: Any = WithoutConfig()
+    trainer = GuardedTrainer(inner, "alice", 0)
+    initial = trainer.initial()
+    assert [a.shape for a in initial] == [(2,), (3,)]
+    trainer.fit(initial, 1)
+    trainer.evaluate(initial, 7)
+    assert inner.calls == ["fit 2", "evaluate 7"]
+
+
+class Flat:
+    """Gives one bare array; evaluate takes and fit gives what it is told to, and what was handed is noted."""
+
+    def __init__(self, *, bare: bool) -> None:
+        self.bare = bare
+        self.seen: list[Any] = []
+
+    def get_parameters(self, config: Any) -> Any:
+        return np.zeros(3)
+
+    def _take(self, parameters: Any) -> Any:
+        self.seen.append(type(parameters))
+        if isinstance(parameters, list) is self.bare:
+            raise RuntimeError(f"cannot take a {type(parameters).__name__}")
+        return parameters if self.bare else parameters[0]
+
+    def fit(self, parameters: Any, config: Any) -> Any:
+        array = self._take(parameters) + 1
+        return array if self.bare else [array], 1, {}
+
+    def evaluate(self, parameters: Any, config: Any) -> Any:
+        self._take(parameters)[:] = 9
+        return 0.5, 1, {}
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_one_flat_array_is_handed_as_the_trainer_takes_it_which_the_first_call_shows(bare: bool) -> None:
+    inner = Flat(bare=bare)
+    trainer = GuardedTrainer(inner, "alice", 0)
+    initial = trainer.initial()
+    assert [a.tolist() for a in initial] == [[0, 0, 0]]
+    for number in (1, 2):
+        trained, _ = trainer.fit(initial, number)
+        trainer.evaluate(initial, number)
+        assert [a.tolist() for a in trained] == [[1, 1, 1]]
+        assert [a.tolist() for a in initial] == [[0, 0, 0]]
+    tries = [np.ndarray] if bare else [np.ndarray, list]
+    assert inner.seen == [*tries, *tries, tries[-1], tries[-1]]
+
+
+def test_a_trainer_of_one_flat_array_that_fails_with_both_forms_is_blamed_for_the_first() -> None:
+    class Failing(Flat):
+        def _take(self, parameters: Any) -> Any:
+            raise RuntimeError(f"no data for a {type(parameters).__name__}")
+
+    trainer = GuardedTrainer(Failing(bare=True), "alice", 0)
+    with pytest.raises(TrainerError, match="fit failed: RuntimeError: no data for a ndarray"):
+        trainer.fit(trainer.initial(), 1)
+
+
+def test_a_trainer_of_a_list_is_called_once_though_it_fails() -> None:
+    calls = []
+
+    class Failing(Constant):
+        def evaluate(self, parameters: list[Array], config: Mapping[str, Any]) -> Any:
+            calls.append(parameters)
+            raise RuntimeError("no data")
+
+    trainer = GuardedTrainer(Failing(initial=[np.zeros(3)]), "alice", 0)
+    with pytest.raises(TrainerError, match="no data"):
+        trainer.evaluate(trainer.initial(), 1)
+    assert len(calls) == 1
+
+
 # --- trainers that fail -----------------------------------------------------------------------------------------------
 
 
@@ -279,7 +372,7 @@ def test_an_evaluate_of_another_form_is_refused(returned: Any) -> None:
         guarded(evaluated=returned).evaluate([], 1)
 
 
-@pytest.mark.parametrize("returned", [None, np.zeros(3), {"weight": np.zeros(3)}, 3])
+@pytest.mark.parametrize("returned", [None, np.zeros((3, 1)), np.array(1.0), {"weight": np.zeros(3)}, 3])
 def test_parameters_that_are_no_list_of_arrays_are_refused(returned: Any) -> None:
     with pytest.raises(TrainerError, match="get_parameters must give a list"):
         guarded(initial=returned).initial()
@@ -353,6 +446,38 @@ def test_a_name_that_cannot_be_found_is_a_usage_error(folder: str, spec: str) ->
 def test_a_name_that_gives_no_trainer_is_the_trainers_fault(folder: str, attribute: str, message: str) -> None:
     with pytest.raises(TrainerError, match=message):
         load_trainer(f"{folder}:{attribute}")
+
+
+FLOWERS = """
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "'click", DeprecationWarning)
+    from flwr.client import ClientApp, NumPyClient
+    from flwr.common import Context
+
+class Client(NumPyClient):
+    def get_parameters(self, config): return []
+
+def client_fn(context: Context): return Client().to_client()
+def oldest(cid): return Client()
+def make(): return ClientApp(client_fn)
+def wrapped(): return Client().to_client()
+
+app = ClientApp(client_fn)
+"""
+
+
+@pytest.mark.parametrize("attribute", ["app", "make", "client_fn", "oldest", "wrapped"])
+def test_what_makes_a_client_for_flower_is_refused_with_the_way_to_name_the_client(
+    folder: str, attribute: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{folder}.py").write_text(FLOWERS)
+    with pytest.raises(TrainerError, match=f"{folder}:{attribute} ") as caught:
+        load_trainer(f"{folder}:{attribute}")
+    hint = "leave out .to_client()" if attribute == "wrapped" else "function without arguments that returns the NumPy"
+    assert hint in str(caught.value.hint)
+    assert isinstance(load_trainer(f"{folder}:Client"), Trainer)
 
 
 def test_flowers_numpy_client_is_a_trainer_as_it_is() -> None:
