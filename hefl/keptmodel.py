@@ -11,9 +11,9 @@ from hefl.ckks.context import SecretContext
 from hefl.clientstate import ClientState, kept_rounds, naming, read
 from hefl.engine import load_engine
 from hefl.errors import MismatchError, StateError
+from hefl.globalmodel import GlobalModel
 from hefl.history import Record
 from hefl.layout import Arrays, Layout, unseal
-from hefl.learner import GlobalModel
 from hefl.updates import read_aggregate
 from hefl.weighting import make_codec
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -13,9 +12,10 @@ import msgspec
 from hefl import wire
 from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
-from hefl.codec import Averages, Exchange, Metrics, Scales, Sum
+from hefl.codec import Averages, Exchange, Metrics, Sum
 from hefl.engine import Engine, Vector, check_terms
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
+from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays, Layout
 from hefl.modelfile import read_model, write_model
@@ -23,7 +23,7 @@ from hefl.newcomer import Ranges
 from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
-from hefl.remarks import Remarks, on_averages
+from hefl.remarks import Remarks, on_averages, on_rounding, say_whether_used
 from hefl.timings import Timings
 from hefl.tracing import Trace
 from hefl.trainer import Evaluation, GuardedTrainer, Trainer
@@ -31,32 +31,6 @@ from hefl.updates import read_aggregate, write_update
 from hefl.weighting import make_codec
 
 log = logging.getLogger("hefl")
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalModel:
-    """The model that stands after a round.
-
-    Attributes:
-        round: 0 for the initial one.
-        arrays: In the layout's order.
-        scales: At which the next round is encoded; empty where the engine needs none.
-        of: The round that made it, where it is an earlier one.
-    """
-
-    round: int
-    arrays: Arrays
-    scales: Scales = ()
-    of: int | None = None
-
-    @property
-    def made_in(self) -> int:
-        """The round that made it."""
-        return self.round if self.of is None else self.of
-
-    def standing(self, round_num: int) -> GlobalModel:
-        """The same model after a later round, which made none."""
-        return replace(self, round=round_num, of=self.made_in)
 
 
 class KeepsBest(Protocol):
@@ -140,8 +114,6 @@ class Learner:
         self.model: GlobalModel | None = None
         self.apart = False
         self.one_set = one_set
-        self._digest: tuple[GlobalModel, str] | None = None
-        self._rounding = 0.0  # of this client's share of the last sum
         self._measured = -1  # the round that made the model which the last metrics are of
         self._trained: tuple[int, Arrays, Evaluation] | None = None
         self._remarks = Remarks()
@@ -200,9 +172,9 @@ class Learner:
     def limit_for(self, announcement: Announcement) -> OneSet | None:
         """For whom alone this client does what an announcement asks for; None where its model was in no useless sum."""
         limit = self.one_set
-        if limit is None or limit.lifted or not self._starts_from_here(announcement):
+        if limit is None or limit.lifted or self.model is None or not self._starts_from_here(announcement):
             return None
-        return limit if limit.model == self._model_digest() else None
+        return limit if limit.model == digest_of(self.model.arrays) else None
 
     def found_useless(self, record: Record) -> bool:
         """Whether a record's sum made no model, and this client is to train again from the one of before."""
@@ -212,13 +184,6 @@ class Learner:
     def _has_trained(self) -> bool:
         """Whether this process has trained from the model that stands."""
         return self._trained is not None and self.model is not None and self._trained[0] == self.model.made_in
-
-    def _model_digest(self) -> str:
-        if self.model is None:
-            raise StaleError("there is no global model yet")
-        if self._digest is None or self._digest[0].arrays is not self.model.arrays:
-            self._digest = self.model, digest_of(self.model.arrays)
-        return self._digest[1]
 
     def _check(self, announcement: Announcement) -> None:
         check_terms(self.engine, announcement.terms, "the server")
@@ -301,12 +266,14 @@ class Learner:
             self._limit(record)
             return self._pass_over(announcement, error)
         if self._initial_file:
-            self._say_whether_used(self._initial_file, record)
+            say_whether_used(self._initial_file, record, self.model.arrays if self.model else [], self._initial)
             self._initial_file = None
-        self._note_rounding(record)
         if announcement.exchange != "initial":
             self._note_loss(averages.metrics, before, closing=announcement.exchange == "closing")
-            self._remarks.make(self._measured, on_averages(without(averages.present, self._hidden)))
+            members = [member.name for member in record.members]
+            off = self.engine.rounding(announcement.as_attempt(), members, self.name) if self._is_in(record) else 0.0
+            said = on_averages(without(averages.present, self._hidden)) + on_rounding(off)
+            self._remarks.make(self._measured, said)
         return without(averages.metrics, self._hidden)
 
     def ranges(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Ranges | None:
@@ -368,12 +335,9 @@ class Learner:
 
     def _limit(self, record: Record) -> None:
         """Train again from this model only for the same sum, where this client's update was in that of a record."""
-        if (
-            self._is_in(record)
-            and record.announcement.exchange == "training"
-            and self._starts_from_here(record.announcement)
-        ):
-            self.one_set = OneSet.after(self.one_set, self._model_digest(), record)
+        of = record.announcement
+        if self.model and self._is_in(record) and of.exchange == "training" and self._starts_from_here(of):
+            self.one_set = OneSet.after(self.one_set, digest_of(self.model.arrays), record)
 
     def _pass_over(self, announcement: Announcement, error: ProtocolError) -> Metrics:
         """Count a round that an error made useless, and keep the model, where there is one; there are no metrics.
@@ -404,37 +368,10 @@ class Learner:
         if best and model and progress.since == 0 and (best.loss is None or progress.best < best.loss):
             best.write(model, self.layout, progress.best)
 
-    def _note_rounding(self, record: Record) -> None:
-        """Say how far rounding has moved this client's share of a sum, where it has, and not as before."""
-        members = {member.name for member in record.members}
-        if self.name not in members:
-            return
-        off = self.engine.rounding(record.announcement.as_attempt(), members, self.name)
-        if off and off != self._rounding:
-            log.warning(
-                "round %d: the weights are rounded, and this client's share of the sum is %.3g%% %s than its share of "
-                "the examples",
-                record.announcement.round,
-                abs(off) * 100,
-                "more" if off > 0 else "less",
-            )
-        self._rounding = off
-
     def _progress_after(self, metrics: Metrics) -> Progress:
         """How the loss has gone with the model that a round started from, whose metrics these are."""
         told = self._patience.read(metrics) if self._patience else self.progress
         return told.after(metrics["loss"])
-
-    def _say_whether_used(self, file: Path, record: Record) -> None:
-        """Say, at the first record, whether the run starts from the file that this client was told to start from."""
-        number, arrays = record.announcement.round, self.model.arrays if self.model else []
-        if number > 0:
-            log.warning("--init %s is not used: the run began before, and is in round %d", file, number + 1)
-        elif all(a.tobytes() == b.tobytes() for a, b in zip(arrays, self._initial, strict=True)):
-            log.info("the run starts from the model in %s", file)
-        else:
-            log.warning("--init %s is not used: the run starts from %s's model", file, record.members[0].name)
-            log.warning("hint: give the same --init to every client; the first by name is asked first")
 
     def _accept(self, total: Sum, record: Record) -> Averages:
         announcement = record.announcement

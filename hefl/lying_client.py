@@ -21,9 +21,9 @@ from hefl.cli.main import main as command_line
 from hefl.codec import Metrics
 from hefl.errors import ProtocolError, TamperError
 from hefl.fixedpoint import FixedPointCodec
+from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record
 from hefl.layout import Arrays
-from hefl.learner import GlobalModel
 from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES
 from hefl.trainer import Evaluation
 

@@ -21,9 +21,10 @@ from hefl.ending import say_how_it_ended
 from hefl.engine import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.files import private_folder
+from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Participant, Record, genesis
 from hefl.keys import authority, party
-from hefl.learner import GlobalModel, Learner
+from hefl.learner import Learner
 from hefl.patience import Patience, Progress
 from hefl.protocol import View, Welcome
 from hefl.updates import Summation

@@ -15,9 +15,9 @@ from helpers import steps
 
 from hefl.clientstate import ClientState
 from hefl.files import state_folder
+from hefl.globalmodel import GlobalModel
 from hefl.keptmodel import BestModel
 from hefl.layout import describe
-from hefl.learner import GlobalModel
 
 ALL = ("alice", "bob")
 

@@ -13,8 +13,9 @@ from helpers import LeastSquares, announcement, summed, weighted_mean
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engine import Engine, load_engine
 from hefl.errors import LayoutError, MismatchError, NotFiniteError, StaleError, TamperError
+from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record
-from hefl.learner import GlobalModel, Learner
+from hefl.learner import Learner
 from hefl.params import ENGINES
 
 WEIGHTS = {"alice": 30, "bob": 10}
