@@ -21,6 +21,7 @@ from hefl.cli.options import (
 )
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import progress_bars
+from hefl.params import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,11 @@ log = logging.getLogger("hefl")
 @partition_option
 @click.option("--trainer", metavar="MODULE:FACTORY", help="Your own model, such as a Flower NumPyClient.")
 @click.option("--server", "url", metavar="URL", help="Where the server is.  [default: as the folder says]")
+@click.option(
+    "--proxy",
+    metavar="URL",
+    help="Call the server through this HTTP proxy; TLS goes through it.  [default: as HTTPS_PROXY and NO_PROXY say]",
+)
 @click.option("--seed", default=0, show_default=True, help="For training and initial parameters; never for keys.")
 @click.option(
     "--data-seed",
@@ -82,7 +88,7 @@ log = logging.getLogger("hefl")
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0),
-    default=30.0,
+    default=CONNECT_TIMEOUT_S,
     show_default=True,
     help="Seconds to try again where nobody answers, and to wait where another client came first with another model.",
 )
@@ -125,6 +131,7 @@ def client(
     partition: str,
     trainer: str | None,
     url: str | None,
+    proxy: str | None,
     seed: int,
     data_seed: int,
     num_examples: int | None,
@@ -154,6 +161,7 @@ def client(
     Prints the averaged metrics of each global model on stdout.
     """
     from hefl.cli.loop import run
+    from hefl.cli.proxy import proxy_from_environment
     from hefl.client import Client
     from hefl.clientstate import FILE, ClientState, is_session
     from hefl.engine import load_engine
@@ -205,6 +213,7 @@ def client(
             url=url,
             connect_timeout_s=connect_timeout,
             insecure_http=insecure_http,
+            proxy=proxy or proxy_from_environment(url or keys.url),
             min_participants=min_participants,
             on_tamper=on_tamper,
             report_metrics=report_metrics,

@@ -34,7 +34,7 @@ from hefl.history import Announcement, Record, confirmation
 from hefl.joining import ask_to_join
 from hefl.keys.party import ClientFolder
 from hefl.learner import Learner
-from hefl.params import MIN_CLIENTS
+from hefl.params import CONNECT_TIMEOUT_S, MIN_CLIENTS
 from hefl.polling import Poller
 from hefl.protocol import Confirmation, Join, MetricsReport, Noted, View, Welcome
 from hefl.receiving import OnTamper, Receiver
@@ -44,6 +44,8 @@ log = logging.getLogger("hefl")
 
 OVER = ("draining", "ended")
 """Phases of a run that has no more rounds."""
+FAREWELL_S = 30.0
+"""How long a client that has the run's model tries to hear whether the others have it too."""
 FETCH_AGAIN_S = 1.0
 MAX_FETCHES = 30
 """So often a client asks for a last aggregate that the server does not give."""
@@ -60,6 +62,7 @@ class Client:
         connect_timeout_s: How long to try again where nobody answers, and to wait for another client whose model has
             another layout.
         insecure_http: Allow plain HTTP, to loopback.
+        proxy: http://[USER:PASSWORD@]HOST:PORT, through which TLS goes; None calls the server straight.
         min_participants: Take part only where so many do, and accept only sums of so many; at least 2.
         on_tamper: What to do about a sum that does not pass its checks: stop, or skip it and keep the last model. A
             history that does not hold always stops.
@@ -84,8 +87,9 @@ class Client:
         state: ClientState,
         *,
         url: str | None = None,
-        connect_timeout_s: float = 30.0,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         insecure_http: bool = False,
+        proxy: str | None = None,
         min_participants: int = MIN_CLIENTS,
         on_tamper: OnTamper = "stop",
         report_metrics: bool = False,
@@ -93,7 +97,9 @@ class Client:
         on_round: OnRound = lambda report: None,
     ) -> None:
         url = (url or folder.url).rstrip("/")
-        self._connection = Connection(folder, url, state.join_nonce, connect_timeout_s, insecure_http=insecure_http)
+        self._connection = Connection(
+            folder, url, state.join_nonce, connect_timeout_s, insecure_http=insecure_http, proxy=proxy
+        )
         self._connect_timeout_s = connect_timeout_s
         host = urlsplit(url).hostname or ""
         if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
@@ -187,6 +193,8 @@ class Client:
                 over = self._taken >= self._follower.chain.round
                 if over and self._learner.model:
                     await work_in_thread(self._on_end)
+                    # Only confirmations may still come: a server that is gone is not waited for as long as before.
+                    self._connection.connect_timeout_s = min(self._connect_timeout_s, FAREWELL_S)
                 if over and await self._confirm(view):
                     say_how_it_ended(view, self._learner, self._rounds)
                     return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import logging
-import ssl
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,31 +13,40 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from hefl import protocol
-from hefl.errors import (
-    CertificateError,
-    HeflError,
-    MalformedError,
-    ProtocolError,
-    UsageError,
-    reason_of,
-)
+from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError, reason_of
 from hefl.files import replacing, storing
 from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
+from hefl.params import POLL_S
+from hefl.route import Route, shown
+from hefl.sockets import keep_alive
 from hefl.tries import Tries
 
 log = logging.getLogger("hefl")
 
-READ_TIMEOUT_S = 60.0
-CHUNK_BYTES = 1 << 20
-PROBE_AFTER_S, PROBE_S = 0.2, 5.0
+READ_TIMEOUT_S = 4 * POLL_S
+"""A connection on which nothing moves for so long is given up. A server that lives answers each poll after POLL_S."""
+IDLE_S = 0.75 * READ_TIMEOUT_S
+"""One that nobody has used for so long is not trusted with a request."""
+CONNECT_S = 10.0
+"""So long may TCP take, and so long TLS, or a proxy."""
+CHUNK_BYTES, PIECE_BYTES = 1 << 20, 1 << 17
+"""Of a file that comes, and of one that goes: a slow line takes a piece in READ_TIMEOUT_S."""
+PROBE_AFTER_S = 0.2
 AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 """Refusals after which it is worth trying again."""
+PROXY_REFUSES = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+)
+"""Answers of a proxy that trying again does not change."""
 
 T = TypeVar("T")
 
@@ -67,18 +77,29 @@ class Connection:
         join_nonce: This session's.
         connect_timeout_s: How long to try again where nobody answers.
         insecure_http: Allow plain HTTP, to loopback.
+        proxy: http://[USER:PASSWORD@]HOST:PORT, through which TLS goes; None goes straight.
+
+    Attributes:
+        connect_timeout_s: As given, until somebody changes it.
 
     Raises:
-        UsageError: The URL has another form, or plain HTTP is not allowed.
+        UsageError: A URL has another form, or plain HTTP is not allowed.
     """
 
     def __init__(
-        self, folder: ClientFolder, url: str, join_nonce: str, connect_timeout_s: float, *, insecure_http: bool
+        self,
+        folder: ClientFolder,
+        url: str,
+        join_nonce: str,
+        connect_timeout_s: float,
+        *,
+        insecure_http: bool,
+        proxy: str | None = None,
     ) -> None:
-        _check_url(url, insecure_http=insecure_http)
+        self._route = Route(url, proxy, insecure_http=insecure_http)
         self.url = url
+        self.connect_timeout_s = connect_timeout_s
         self._folder = folder
-        self._connect_timeout_s = connect_timeout_s
         self._headers = protocol.headers(folder.secret, join_nonce)
         if insecure_http:
             self._headers[protocol.HEADER_CLIENT] = folder.name
@@ -87,17 +108,19 @@ class Connection:
 
     async def __aenter__(self) -> Self:
         context = True if self._insecure_http else self._folder.credentials.client_context()
-        self._http = self._session(aiohttp.TCPConnector(ssl=context))
-        self._http_anew = self._session(aiohttp.TCPConnector(ssl=context, force_close=True))
+        connector = aiohttp.TCPConnector(ssl=context, keepalive_timeout=IDLE_S, socket_factory=_socket)
+        self._http = self._session(connector)
+        self._http_anew = self._session(aiohttp.TCPConnector(ssl=context, force_close=True, socket_factory=_socket))
         return self
 
     def _session(self, connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+        timeout = aiohttp.ClientTimeout(connect=2 * CONNECT_S, sock_connect=CONNECT_S, sock_read=READ_TIMEOUT_S)
         # A server has nothing to compress, and a little that is compressed may be much.
         return aiohttp.ClientSession(
             self.url,
             connector=connector,
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=READ_TIMEOUT_S),
+            timeout=timeout,
+            proxy=self._route.proxy,
             auto_decompress=False,
             skip_auto_headers=["Accept-Encoding"],
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -203,30 +226,34 @@ class Connection:
         body: Body = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        http = self._http_anew if tries.over_new_connection else self._http
+        session = self._http_anew if tries.over_new_connection else self._http
+        whole = {**self._headers, **(headers or {})}  # a session's own would be said to a proxy as well
         # The server refuses a hopeless upload before its bytes travel.
         expect = isinstance(body, Rest)
-        data = _chunks(body) if isinstance(body, Rest) else body
-        async with http.request(
-            method, path, data=data, headers=headers, expect100=expect, allow_redirects=False
-        ) as response:
-            self._answered = True
-            if response.status in AGAIN:
-                raise _Unavailable(str(protocol.error_of(await _read(response), response.status)))
-            if response.status != HTTPStatus.OK:
-                raise protocol.error_of(await _read(response), response.status)
-            yield response
+        # aiohttp waits for ever for the word that an upload may begin, and for a line that takes nothing more of it.
+        async with asyncio.timeout(2 * CONNECT_S + READ_TIMEOUT_S if expect else None) as limit:
+            data = _pieces(body, limit) if isinstance(body, Rest) else body
+            async with session.request(
+                method, path, data=data, headers=whole, expect100=expect, allow_redirects=False
+            ) as response:
+                limit.reschedule(None)
+                self._answered = True
+                if response.status in AGAIN:
+                    raise _Unavailable(str(protocol.error_of(await _read(response), response.status)))
+                if response.status != HTTPStatus.OK:
+                    raise protocol.error_of(await _read(response), response.status)
+                yield response
 
     async def leave(self) -> None:
         """Say goodbye once; a server that does not listen notices by itself."""
         with suppress(aiohttp.ClientError, OSError, TimeoutError):
-            async with asyncio.timeout(2), self._http.post("/v1/leave"):
+            async with asyncio.timeout(2), self._http.post("/v1/leave", headers=self._headers):
                 pass
 
     async def _patiently(
         self, exchange: Callable[[Tries], Awaitable[T]], patience_s: float = 0.0, *, over_new_connection: bool = False
     ) -> T:
-        tries = Tries(self.url, over_new_connection=over_new_connection)
+        tries = Tries(str(self._route), over_new_connection=over_new_connection)
         while True:
             try:
                 return await exchange(tries)
@@ -237,13 +264,23 @@ class Connection:
             except (aiohttp.ClientError, OSError, TimeoutError, _Unavailable) as error:
                 if isinstance(error, aiohttp.ClientConnectorCertificateError):
                     raise await asyncio.to_thread(self._server_certificate_error, error) from error
+                if isinstance(error, aiohttp.ClientHttpProxyError) and error.status in PROXY_REFUSES:
+                    raise self._proxy_error(error) from error
                 if self._may_be_refused(error):
                     if tries.once_more(_reason(error)):
                         continue
                     await self._raise_if_refused(error)
                 answers = isinstance(error, _Unavailable)
-                limit_s = max(self._connect_timeout_s, patience_s if answers else 0.0)
+                limit_s = max(self.connect_timeout_s, patience_s if answers else 0.0)
                 await tries.wait(_reason(error), limit_s, answers=answers)
+
+    def _proxy_error(self, error: aiohttp.ClientHttpProxyError) -> UnreachableError:
+        return UnreachableError(
+            f"the proxy {shown(self._route.proxy or '')} does not let this client through to {self.url}: "
+            f"{error.status} {error.message}",
+            hint="does it want a user and a password, as in --proxy http://USER:PASSWORD@HOST:PORT? Else ask who runs "
+            "it to allow CONNECT to this server and port; NO_PROXY=HOST calls a server without it",
+        )
 
     def _may_be_refused(self, error: Exception) -> bool:
         """Whether one side may have refused the other in TLS: damaged bytes look the same, once."""
@@ -261,7 +298,9 @@ class Connection:
                 f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
                 hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
             ) from error
-        if self._may_be_refused(error) and await self._listens():
+        await asyncio.sleep(PROBE_AFTER_S)
+        # A server that has died closes all connections, and takes none.
+        if self._may_be_refused(error) and await asyncio.to_thread(self._route.is_open):
             # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
             raise CertificateError(
                 f"{self.url} closed the connection at the first request",
@@ -269,25 +308,11 @@ class Connection:
                 "and has it expired? The server's log may say more",
             ) from error
 
-    async def _listens(self) -> bool:
-        """Whether somebody takes connections; a server that has died closes them all, and takes none."""
-        parts = urlsplit(self.url)
-        await asyncio.sleep(PROBE_AFTER_S)
-        try:
-            async with asyncio.timeout(PROBE_S):
-                _, writer = await asyncio.open_connection(parts.hostname, parts.port or 443)
-        except (OSError, TimeoutError):
-            return False
-        writer.close()
-        return True
-
     def _server_certificate_error(self, error: Exception) -> HeflError:
         """Say what is wrong with the certificate that the server showed."""
-        parts = urlsplit(self.url)
         try:
-            pem = ssl.get_server_certificate((parts.hostname or "", parts.port or 443), timeout=5)
-            der = ssl.PEM_cert_to_DER_cert(pem)
-        except (OSError, ValueError):
+            der = self._route.certificate()
+        except (OSError, http.client.HTTPException):
             mine = self._folder.secret.identity
             return CertificateError(
                 f"{self.url} shows a certificate that is not of {mine}: {error}", hint="is it the right server?"
@@ -297,8 +322,20 @@ class Connection:
 
 def _reason(error: Exception) -> str:
     """Why nobody answered, in a person's words."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers {error.status} {error.message}"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "nothing moved"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    return reason_of(cause) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
+    reason = reason_of(cause) if isinstance(cause, OSError) else str(cause) or type(cause).__name__
+    return f"the proxy: {reason}" if isinstance(error, aiohttp.ClientProxyConnectionError) else reason
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol_number, *_ = address
+    made = socket.socket(family, kind, protocol_number)
+    keep_alive(made)
+    return made
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -323,39 +360,13 @@ async def _store(chunks: AsyncIterator[bytes], target: Path, limit_bytes: int, t
     return received
 
 
-async def _chunks(rest: Rest) -> AsyncIterator[bytes]:
-    with rest.path.open("rb") as file:
+async def _pieces(rest: Rest, limit: asyncio.Timeout) -> AsyncIterator[bytes]:
+    """A file as it goes out. While it does, each piece has READ_TIMEOUT_S."""
+    loop = asyncio.get_running_loop()
+    with rest.path.open("rb") as file, suppress(RuntimeError):  # which a limit raises once its request is over
         file.seek(rest.offset)
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
+        while piece := file.read(PIECE_BYTES):
+            limit.reschedule(loop.time() + READ_TIMEOUT_S)
+            yield piece
             rest.tries.reach(file.tell())
-
-
-def _check_url(url: str, *, insecure_http: bool) -> None:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise UsageError(f"--server {url}: {error}", hint=f"such as {_like(url, insecure_http)}") from error
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
-        hint = f"such as {_like(url, insecure_http)}"
-        raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=hint)
-    if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
-        raise UsageError(
-            f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
-        )
-    if insecure_http and parts.scheme != "http":
-        raise UsageError(
-            f"--insecure-http goes with an http:// URL, got {url}",
-            hint="name it with --server as 'hefl serve --insecure-http' prints it, or leave --insecure-http out",
-        )
-
-
-def _like(url: str, insecure_http: bool) -> str:
-    """A URL that would do in place of one that does not: the same with its scheme, where that was all that it lacks."""
-    scheme = "http" if insecure_http else "https"
-    if "://" not in url and ":" in url:
-        with suppress(UsageError):
-            _check_url(f"{scheme}://{url}", insecure_http=insecure_http)
-            return f"{scheme}://{url}"
-    return f"{scheme}://127.0.0.1:8443"
+        limit.reschedule(None)  # from here on the answer is waited for, which aiohttp does

@@ -27,6 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
 from hefl.limits import Limits
 from hefl.protocol import is_loopback
+from hefl.sockets import keep_alive
 
 log = logging.getLogger("hefl")
 
@@ -221,6 +222,7 @@ class Connection(web.RequestHandler):
         loop, ready = self._loop, self._loop.create_future()
         try:
             taken.setblocking(False)
+            keep_alive(taken)
             if context is None:
                 await loop.connect_accepted_socket(lambda: self, taken)
                 return

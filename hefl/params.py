@@ -49,6 +49,9 @@ EXPIRY_NOTICE_DAYS = 30
 POLL_S = 4.0
 """A client's question "what is new?" is answered at the latest after so long; well under SILENT_S."""
 
+CONNECT_TIMEOUT_S = 360.0
+"""A client tries for so long where nobody answers: people who start server and clients do so within five minutes."""
+
 MAX_CONNECTIONS = 1024
 """A server has no more connections at once; a client needs two or three."""
 LEAST_CONNECTIONS = 2

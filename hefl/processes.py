@@ -18,6 +18,8 @@ from hefl.errors import HeflError, UsageError
 
 STOP_S = 10.0
 HEFL = ("hefl.cli",)
+CONNECT_TIMEOUT_S = "15"
+"""A server on the same machine that does not answer for so long has gone."""
 
 Event = Mapping[str, Any]
 
@@ -149,5 +151,6 @@ def run_federation(
         if event["event"] == "listening":
             for client, arguments in clients.items():
                 where = (str(keys / "clients" / client), "--server", event["url"])
-                children.start(client, "client", *where, *arguments, module=modules.get(client, HEFL))
+                patience = ("--connect-timeout", CONNECT_TIMEOUT_S)
+                children.start(client, "client", *where, *patience, *arguments, module=modules.get(client, HEFL))
         yield name, event

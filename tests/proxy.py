@@ -62,10 +62,11 @@ class Fault:
 class Proxy:
     """Passes bytes on to a port of this machine; ``fault`` says what the n-th connection, from 0, meets."""
 
-    def __init__(self, port: int, fault: Callable[[int], Fault]) -> None:
+    def __init__(self, port: int = 0, fault: Callable[[int], Fault] = lambda number: Fault()) -> None:
         self.port = 0
         self.cuts = 0
         self._target = port
+        self._forgotten = 0
         self._fault = fault
         self._count = 0
         self._ready = threading.Event()
@@ -81,6 +82,10 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._loop.close()
+
+    def forget(self) -> None:
+        """Let the connections that are open carry nothing more, and stay open, as a router does that forgot them."""
+        self._forgotten = self._count
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -102,19 +107,23 @@ class Proxy:
         assert task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        fault, self._count = self._fault(self._count), self._count + 1
+        number, self._count = self._count, self._count + 1
+        fault = self._fault(number)
         far: asyncio.StreamWriter | None = None
         try:
-            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
-            up = asyncio.create_task(_pump(reader, far, fault.up, fault.up_bytes, fault.delay_s))
-            down = asyncio.create_task(_pump(far_reader, writer, fault.down, fault.down_bytes, fault.delay_s))
+            port = await self._target_of(reader, writer)
+            far_reader, far = await asyncio.open_connection("127.0.0.1", port)
+            up = asyncio.create_task(self._pump(number, reader, far, fault.up, fault.up_bytes, fault.delay_s))
+            down = asyncio.create_task(
+                self._pump(number, far_reader, writer, fault.down, fault.down_bytes, fault.delay_s)
+            )
             done, left = await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
             self.cuts += any(pump.result() for pump in done)
             for pump in left:
                 pump.cancel()
                 with suppress(asyncio.CancelledError):
                     await pump
-        except OSError:
+        except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             for end in (writer, far):
@@ -123,21 +132,66 @@ class Proxy:
                 elif end:
                     end.close()
 
+    async def _target_of(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        """The port to which a connection goes on."""
+        return self._target
 
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, change: Change, limit: int | None, delay_s: float
-) -> bool:
-    """Pass bytes on; returns whether the limit ended it."""
-    with suppress(OSError):
-        while chunk := await reader.read(1 << 14):
-            chunk = change(chunk)
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            if limit is not None:
-                chunk = chunk[:limit]
-                limit -= len(chunk)
-            writer.write(chunk)
+    async def _pump(
+        self,
+        number: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        change: Change,
+        limit: int | None,
+        delay_s: float,
+    ) -> bool:
+        """Pass bytes on; returns whether the limit ended it."""
+        with suppress(OSError):
+            while chunk := await reader.read(1 << 14):
+                if number < self._forgotten:
+                    await self._stop.wait()
+                chunk = change(chunk)
+                if delay_s:
+                    await asyncio.sleep(delay_s)
+                if limit is not None:
+                    chunk = chunk[:limit]
+                    limit -= len(chunk)
+                writer.write(chunk)
+                await writer.drain()
+                if limit == 0:
+                    return True
+        return False
+
+
+class ConnectProxy(Proxy):
+    """An HTTP proxy that makes tunnels, to whatever host, which is this machine.
+
+    Args:
+        status: What it answers in place of 200; None makes tunnels.
+
+    Attributes:
+        heads: Of the requests that it got.
+        carried: What has gone up through its tunnels.
+    """
+
+    def __init__(self, status: str | None = None) -> None:
+        self.heads: list[str] = []
+        self.carried = bytearray()
+        self._status = status
+        super().__init__(fault=lambda _: Fault(up=self._note))
+
+    def _note(self, piece: bytes) -> bytes:
+        self.carried += piece
+        return piece
+
+    async def _target_of(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heads.append(head)
+        method, address, _ = head.split(" ", 2)
+        if self._status or method != "CONNECT":
+            writer.write(f"HTTP/1.1 {self._status or '405 Method Not Allowed'}\r\nContent-Length: 0\r\n\r\n".encode())
             await writer.drain()
-            if limit == 0:
-                return True
-    return False
+            await reader.read()  # until the client has had enough
+            raise ConnectionRefusedError
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        return int(address.rpartition(":")[2])

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from proxy import Fault, Flip, Proxy
 
 from hefl import protocol
 from hefl.compact import decode_records
-from hefl.connection import Connection
+from hefl.connection import READ_TIMEOUT_S, Connection
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError
 from hefl.keys import party
+from hefl.params import CONNECT_TIMEOUT_S, POLL_S
 from hefl.protocol import Welcome, parser
 
 Ask = Callable[[Connection], Awaitable[Any]]
@@ -150,7 +152,7 @@ def test_a_transfer_that_breaks_off_late_is_tried_again_as_long_as_it_comes_furt
     assert target.read_bytes() == whole
     error, count = asked(keys, broken, ask=lambda c: c.download("/v1/x", target, 5000))
     assert isinstance(error, UnreachableError)
-    assert count == 2
+    assert count == 3
 
 
 NO_ANSWERS = (
@@ -237,3 +239,86 @@ def test_an_answer_that_does_not_parse_is_asked_for_once_more_over_a_new_connect
 def test_what_a_server_says_clearly_is_not_asked_for_again(keys: Federation, kind: str) -> None:
     error, count = asked(keys, refusal("409 Conflict", error=kind))
     assert (type(error).__name__, count) == (kind, 1)
+
+
+# --- connections that are dead without a word -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hefl.connection.READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("hefl.connection.CONNECT_S", 0.5)
+
+
+async def silent_at(keys: Federation, silent: Callable[[int], bytes | None], ask: Ask) -> tuple[Any, int]:
+    """What a client makes of a server that answers a connection's requests with b"fine", unless ``silent`` says what
+    it says on the n-th one, from 1, before it falls silent; and how many connections there were."""
+    credentials = party.read_server_folder(keys.folder / "server").credentials
+    count, over = 0, asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        said = silent(count)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(answer(b"fine") if said is None else said)
+                await writer.drain()
+                if said is not None:
+                    await over.wait()
+                    break
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=credentials.server_context()) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        folder = party.read_client_folder(keys.folder / "clients/alice")
+        async with asyncio.timeout(60), Connection(folder, url, "00" * 16, 0.1, insecure_http=False) as connection:
+            try:
+                found = await ask(connection)
+            except HeflError as error:
+                found = error
+        over.set()
+        await asyncio.sleep(0)
+    return found, count
+
+
+def test_a_request_that_hangs_on_a_dead_connection_is_made_again_over_a_new_one(keys: Federation, hasty: None) -> None:
+    """Though it hangs longer than --connect-timeout."""
+    found, count = asyncio.run(
+        silent_at(keys, lambda number: b"" if number < 3 else None, lambda c: c.call("GET", "/v1/run"))
+    )
+    assert (found, count) == (b"fine", 3)
+
+
+HANGS = {"before it may begin": b"", "while it is sent": b"HTTP/1.1 100 Continue\r\n\r\n"}
+
+
+@pytest.mark.parametrize("when", HANGS)
+def test_an_upload_that_hangs_is_made_again_over_a_new_connection(
+    keys: Federation, tmp_path: Path, hasty: None, when: str
+) -> None:
+    update = tmp_path / "update"
+    update.write_bytes(bytes(20 << 20))  # more than the system takes for a peer that reads nothing
+
+    def silent(number: int) -> bytes | None:
+        if number == 1:
+            return HANGS[when]
+        return answer(b'{"bytes": 0, "committed": true}')
+
+    async def upload(connection: Connection) -> str:
+        await connection.upload("/v1/x", update, 20 << 20, {}, 0.0)
+        return "sent"
+
+    assert asyncio.run(silent_at(keys, silent, upload)) == ("sent", 2)
+
+
+def test_a_server_that_never_answers_is_given_up_after_three_tries(keys: Federation, hasty: None) -> None:
+    error, count = asyncio.run(silent_at(keys, lambda _: b"", lambda c: c.call("GET", "/v1/run")))
+    assert (type(error), error.exit_code, count) == (UnreachableError, 5, 3)
+    assert "did not answer for" in error.message
+    assert "timeout on reading data" in error.message
+
+
+def test_a_connection_is_given_up_well_before_a_client_and_after_more_than_a_poll() -> None:
+    assert 2 * POLL_S < READ_TIMEOUT_S <= CONNECT_TIMEOUT_S / 10
+    assert CONNECT_TIMEOUT_S > 5 * 60  # people who start server and clients do so within five minutes

@@ -138,3 +138,20 @@ def test_a_client_that_was_added_after_the_end_is_served_the_result(tmp_path: Pa
         late = keys.client("dave", tmp_path / "dave")
         assert [late.wait(), lingering.wait()] == [0, 0], late.error
         assert "the model is confirmed by alice, bob" in late.error
+
+
+@pytest.mark.slow
+def test_a_client_that_has_the_model_does_not_wait_long_for_a_server_that_has_gone(
+    keys: Federation, tmp_path: Path
+) -> None:
+    """Only who confirms the model might still be heard from it."""
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
+        alice = keys.client("alice", tmp_path / "alice", "--save", tmp_path / "alice.npz")
+        bob = keys.client("bob", tmp_path / "bob", module="dying_client", DIE="sent 2")
+        assert bob.wait() == -signal.SIGKILL
+        alice.until("waiting for the others to confirm it")
+        server.child.kill()
+        assert alice.wait() == 0, alice.error
+    assert "the run is over, and this client has its model" in alice.error
+    assert (tmp_path / "alice.npz").exists()

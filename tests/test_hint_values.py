@@ -22,7 +22,6 @@ from hefl.ckks.context import SecretContext
 from hefl.cli.main import COMMANDS, cli
 from hefl.cli.usage import expects, explain
 from hefl.client import _way_to_more
-from hefl.connection import _check_url
 from hefl.decisions import RunSettings
 from hefl.demo import FORK_CLIENTS
 from hefl.engine import load_engine
@@ -33,6 +32,7 @@ from hefl.keys import authority
 from hefl.limits import Limits
 from hefl.modelfile import check_suffix
 from hefl.params import MAX_VALUES
+from hefl.route import _check_url
 
 
 def said(*arguments: str | Path) -> tuple[str, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +17,7 @@ from proxy import Fault, Flip, Proxy, unchanged
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
-    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob")
+    return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob", "carol")
 
 
 def test_connections_that_are_cut_delayed_and_truncated_change_no_model(keys: Federation, tmp_path: Path) -> None:
@@ -100,3 +102,43 @@ def test_a_sum_that_always_comes_damaged_ends_a_client_with_4_after_the_second_t
     assert "hefl: check: form" in alice.err
     fetched = [e["round"] for e in server.events if e["event"] == "download" and e["client"] == "alice"]
     assert fetched == [0, 0]
+
+
+# --- connections that go dead without a word --------------------------------------------------------------------------
+
+
+def test_a_client_whose_connections_go_dead_takes_part_again_over_new_ones(keys: Federation, tmp_path: Path) -> None:
+    """As where a laptop changes its network, or a firewall forgets a connection: nothing closes."""
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "1000", "--round-timeout", "2", "--join-wait", "0")
+        with Proxy(urlsplit(keys.url).port or 0) as proxy:
+            direct, keys.url = keys.url, f"https://127.0.0.1:{proxy.port}"
+            bob = keys.client("bob", tmp_path / "bob")
+            keys.url = direct
+            others = [keys.client(name, tmp_path / name) for name in ("alice", "carol")]
+            bob.until("round 3: sent")
+            proxy.forget()
+            bob.until("trying again, for up to 360 s")
+            before = len(bob.events)
+            deadline = time.monotonic() + 60
+            while len(bob.events) == before:
+                assert time.monotonic() < deadline
+                assert bob.child.poll() is None, bob.error
+                time.sleep(0.1)
+            assert all(client.child.poll() is None for client in (*others, server))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_server_that_stands_still_for_longer_than_a_minute_loses_no_client(keys: Federation, tmp_path: Path) -> None:
+    """As one whose machine is paused."""
+    with keys:
+        server = keys.serve(tmp_path / "server", "--rounds", "40")
+        clients = [keys.client(name, tmp_path / name) for name in ("alice", "bob")]
+        server.until('"round": 3,')
+        server.child.send_signal(signal.SIGSTOP)
+        time.sleep(75)
+        server.child.send_signal(signal.SIGCONT)
+        assert [c.wait(150) for c in (*clients, server)] == [0, 0, 0], [c.error for c in clients]
+    for client in clients:
+        assert "trying again, for up to 360 s" in client.error
