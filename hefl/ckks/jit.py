@@ -1,18 +1,22 @@
 """Compiled kernels: how numba compiles them, and where their machine code is kept.
 
 numba loads its cache with pickle, so whoever can write there runs code as this user. Code is therefore kept only in
-a folder of the user's own that nobody else can write or exchange, and else compiled in memory.
+a folder of the user's own that nobody else can write or exchange, and else compiled in memory. From one that only root
+or this user could write, and that cannot be written now, as in the image of a container, it is copied.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import logging
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +69,8 @@ def _numba_cache(folder: Path) -> Iterator[None]:
 def cache_folder() -> Path | None:
     """Where compiled code is kept: in the user's cache, else inside the package; None where neither is safe.
 
+    The user's cache is XDG_CACHE_HOME, or ~/.cache.
+
     The folder's name is a digest of the kernels' sources: numba itself does not notice a change in a kernel that
     another module's kernel calls.
     """
@@ -72,11 +78,18 @@ def cache_folder() -> Path | None:
     for source in sorted(_PACKAGE.glob("*.py")):
         sources.update(source.read_bytes())
     name = f"kernels-{sources.hexdigest()[:16]}"
-    for base in (_home() / ".cache" / "hefl", _PACKAGE / "__pycache__"):
+    for base in (_user_cache() / "hefl", _PACKAGE / "__pycache__"):
         if base.is_absolute() and _make_private(base / name):
             return base / name
+        if base.is_absolute() and (copy := _copied(base / name)):
+            return copy
     _say_uncached()
     return None
+
+
+def _user_cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else _home() / ".cache"
 
 
 def _home() -> Path:
@@ -96,18 +109,61 @@ def _make_private(folder: Path) -> bool:
         return False
 
 
-def is_private(folder: Path) -> bool:
+def _copied(folder: Path) -> Path | None:
+    """A copy of a folder of compiled code that cannot be written, for this process; None where it is none or not safe.
+
+    The copy is reached by a descriptor: whoever may rename what is in the folder for temporary files can put nothing in
+    its place.
+    """
+    try:
+        if not folder.is_dir() or not is_private(folder, of_root=True):
+            return None
+        made = Path(tempfile.mkdtemp(prefix="hefl-kernels-"))
+        descriptor = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        copy = Path(f"/proc/self/fd/{descriptor}")
+        atexit.register(_remove, made, copy)
+        status = os.fstat(descriptor)
+        is_ours = status.st_uid == os.geteuid() and not status.st_mode & 0o077 and not any(copy.iterdir())
+        return copy if is_ours and _copy(folder, copy) else None
+    except OSError:
+        return None
+
+
+def _copy(folder: Path, copy: Path) -> bool:
+    """Copy plain files and folders that nobody but this user and root could have written; whether all are."""
+    for source in sorted(folder.rglob("*")):
+        status, target = source.lstat(), copy / source.relative_to(folder)
+        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+        if stat.S_ISDIR(status.st_mode):
+            target.mkdir(mode=0o700)
+        elif stat.S_ISREG(status.st_mode):
+            shutil.copyfile(source, target)
+        else:
+            return False
+    return True
+
+
+def _remove(made: Path, copy: Path) -> None:
+    """What is in the copy, and then the folder where it was made, if it is still there."""
+    with suppress(OSError):
+        for child in copy.iterdir():
+            shutil.rmtree(child, ignore_errors=True)
+        made.rmdir()
+
+
+def is_private(folder: Path, *, of_root: bool = False) -> bool:
     """Nobody but this user (and root) can write the folder, or put another in its place.
 
-    That is: it is this user's and not writable by group or others, and each folder above it is this user's or
-    root's, and not writable by others either, unless sticky.
+    That is: it is this user's, or with ``of_root`` root's, and not writable by group or others, and each folder above
+    it is this user's or root's, and not writable by others either, unless sticky.
 
     Raises:
         OSError: The folder cannot be examined.
     """
     folder, user = folder.resolve(strict=True), os.geteuid()
     status = folder.stat()
-    if status.st_uid != user or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid not in (user, 0 if of_root else user) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return False
     for above in folder.parents:
         status = above.stat()
@@ -119,7 +175,10 @@ def is_private(folder: Path) -> bool:
 
 @functools.cache
 def _say_uncached() -> None:
-    log.warning("no folder is safe to keep compiled code in: it is compiled in memory, at every start")
+    hint = "XDG_CACHE_HOME names a folder for it, which nobody else may write"
+    log.warning(
+        "no folder is safe to keep compiled code in: it is compiled in memory, at every start", extra={"hint": hint}
+    )
 
 
 class _Notice(event.Listener):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,11 +93,75 @@ def test_an_unsafe_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert jit.cache_folder.__wrapped__() is None
 
 
+def test_the_users_cache_is_where_its_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = jit.cache_folder.__wrapped__()
+    assert folder is not None
+    assert folder.parent == tmp_path / "cache/hefl"
+    monkeypatch.setattr(jit, "_PACKAGE", tmp_path / "package")
+    for other in ("relative", "/proc/nothing"):
+        monkeypatch.setenv("XDG_CACHE_HOME", other)
+        folder = jit.cache_folder.__wrapped__()
+        assert folder is not None
+        assert folder.is_relative_to(tmp_path / "package")
+
+
+def baked(folder: Path) -> Path:
+    """Code in a folder, as it is left in an image."""
+    (folder / "ckks").mkdir(parents=True)
+    (folder / "ckks/kernel.nbi").write_bytes(b"index")
+    (folder / "ckks/kernel.nbc").write_bytes(b"code")
+    return folder
+
+
+def test_code_in_a_folder_that_cannot_be_written_is_copied_for_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To where nobody else may write, also where the folder for temporary files is everybody's."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    done: list[tuple[Callable[..., object], Path, Path]] = []
+    monkeypatch.setattr(atexit, "register", lambda *call: done.append(call))
+    source = baked(tmp_path / "baked")
+    copy = jit._copied(source)
+    assert copy is not None
+    assert [p.relative_to(copy) for p in sorted(copy.rglob("*"))] == [
+        p.relative_to(source) for p in sorted(source.rglob("*"))
+    ]
+    assert (copy / "ckks/kernel.nbc").read_bytes() == b"code"
+    (made,) = (tmp_path / "tmp").iterdir()
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.rename(tmp_path / "tmp/away")
+    made.mkdir()
+    (copy / "ckks/new").write_bytes(b"")
+    assert not list(made.iterdir())
+    made.rmdir()
+    (tmp_path / "tmp/away").rename(made)
+    for remove, *paths in done:
+        remove(*paths)
+    assert not list((tmp_path / "tmp").iterdir())
+    assert (source / "ckks/kernel.nbc").exists()
+
+
+@pytest.mark.parametrize("spoilt", ["file", "folder", "above", "link"])
+def test_code_that_others_could_have_written_is_not_copied(tmp_path: Path, spoilt: str) -> None:
+    source = baked(tmp_path / "above/baked")
+    if spoilt == "link":
+        (source / "ckks/more").symlink_to("/etc/passwd")
+    else:
+        path = {"file": source / "ckks/kernel.nbc", "folder": source / "ckks", "above": tmp_path / "above"}[spoilt]
+        path.chmod(0o777)
+    assert jit._copied(source) is None
+    assert jit._copied(tmp_path / "missing") is None
+
+
 def test_where_no_folder_is_safe_it_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     jit._say_uncached.cache_clear()
     monkeypatch.setattr(jit, "_make_private", lambda folder: False)
+    monkeypatch.setattr(jit, "_copied", lambda folder: None)
     with caplog.at_level(logging.WARNING, "hefl"):
         for _ in range(3):
             assert jit.cache_folder.__wrapped__() is None
