@@ -13,6 +13,9 @@ from typing import BinaryIO
 
 from hefl.errors import DiskFullError, ExistsError, KeyFileError, StateError, reason_of
 
+MAX_LINKS = 16
+"""More in a row lead nowhere."""
+
 
 def create_private(path: Path) -> BinaryIO:
     """Open a new file for writing, mode 0600, with O_EXCL: never through a link, never over another file.
@@ -117,33 +120,86 @@ def sync_tree(folder: Path) -> None:
             sync_folder(path)
 
 
+def is_given(folder: Path) -> bool:
+    """Whether root gave this user a folder, and nobody else can put anything there, as runtimes mount a secret.
+
+    It is root's, who is not this user, or is on a read-only file system; and group and others may not write there,
+    but where it is read-only, or sticky: then they cannot touch what is root's.
+    """
+    status, read_only = folder.stat(), bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+    return status.st_uid == 0 and (read_only or (os.geteuid() != 0 and not shared))
+
+
+def _is_given_link(path: Path) -> bool:
+    """Whether a link in a given folder leads to a file in it by root's links and folders alone."""
+    if not path.is_symlink() or not is_given(path.parent):
+        return False
+    here, names = path.parent, [path.name]
+    for _ in range(MAX_LINKS):
+        entry = here / names.pop(0)
+        if entry.lstat().st_uid != 0:
+            return False
+        if entry.is_symlink():
+            target = entry.readlink()
+            if target.is_absolute() or ".." in target.parts:
+                return False
+            names = [*target.parts, *names]
+        elif names:
+            here = entry
+        else:
+            return True
+    return False
+
+
 def read_private(path: Path, limit_bytes: int) -> bytes:
-    """Read a secret file: a plain file, not a link, that nobody but its owner may read, of at most limit_bytes.
+    """Read a secret file: a plain file that nobody but its owner may read, of at most limit_bytes.
+
+    Where root gave it to this user, the group may read it too, and a link in a folder that root gave is followed as far
+    as it stays there: so are Secrets of Kubernetes, which one cannot make otherwise.
 
     Raises:
         KeyFileError: It is missing, a link, readable by others, or too large; the message names it and the mend.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        links = 0 if _is_given_link(path) else os.O_NOFOLLOW
+        descriptor = os.open(path, os.O_RDONLY | links | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise KeyFileError(f"{path} is missing", hint="name a folder that 'hefl keygen' made, whole") from error
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be read: {error.strerror}", hint="links are not followed") from error
+        hint = "links are not followed" if error.errno == errno.ELOOP else _who_may(path)
+        raise KeyFileError(f"{path} cannot be read: {reason_of(error)}", hint=hint) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise KeyFileError(f"{path} is not a plain file", hint="name a folder that 'hefl keygen' made, whole")
     with os.fdopen(descriptor, "rb") as file:
-        if status.st_mode & 0o077:
+        read_only = os.fstatvfs(descriptor).f_flag & os.ST_RDONLY
+        of_root = status.st_uid == 0 and (os.geteuid() != 0 or read_only)
+        if status.st_mode & (0o037 if of_root else 0o077):
             mode = stat.S_IMODE(status.st_mode)
             raise KeyFileError(
                 f"{path} may be read by others (mode {mode:04o}); only its owner may",
-                hint=f"chmod 600 {path}",
+                hint=_MOUNTED if of_root else f"chmod 600 {path}",
             )
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
         raise KeyFileError(f"{path} is larger than the {limit_bytes} bytes that such a file may have")
     return data
+
+
+_MOUNTED = "root's files may have mode 0440 for a group of this user's, in Kubernetes by defaultMode and fsGroup"
+
+
+def _who_may(path: Path) -> str:
+    """Who may read a file that this user may not."""
+    try:
+        status = path.stat()
+    except OSError:
+        return f"this process runs as user {os.geteuid()}: may it enter the folder?"
+    mode, who = stat.S_IMODE(status.st_mode), f"this process runs as user {os.geteuid()}"
+    way = _MOUNTED if status.st_uid == 0 else "run it as the file's owner"
+    return f"{who}, and the file is user {status.st_uid}'s, mode {mode:04o}: {way}"
 
 
 def private_folder(path: Path) -> Path:
@@ -156,8 +212,10 @@ def private_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
     except OSError as error:
+        foreign = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+        hint = f"it is another user's: name a new folder in it, --state {path / 'run'}" if foreign else None
         raise StateError(
-            f"the folder {path} cannot be used: {reason_of(error)}", hint="name another with --state"
+            f"the folder {path} cannot be used: {reason_of(error)}", hint=hint or "name another with --state"
         ) from error
     return path
 

@@ -48,7 +48,8 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
         return
     for child in sorted(path.iterdir()):
-        if child.name != "lock" and child.suffix != ".part":
+        # What begins with two dots is how Kubernetes lays the files of a Secret out.
+        if child.name != "lock" and child.suffix != ".part" and not child.name.startswith(".."):
             yield from _files(child)
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hefl.ckks.context import Identity
-from hefl.errors import CertificateError, KeysError, MismatchError
+from hefl.errors import CertificateError, KeysError, MismatchError, StateError
 from hefl.files import read_private
 from hefl.keys.fields import AGAIN, check_same, parse
 from hefl.keys.passphrase import Passphrase
@@ -74,6 +74,11 @@ class Credentials:
         return context
 
     def _context(self, protocol: int) -> ssl.SSLContext:
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError as error:
+            hint = "let it write to /tmp, or name another with TMPDIR; in a container, mount a small volume there"
+            raise StateError("there is no folder for temporary files, and TLS needs one", hint=hint) from error
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED

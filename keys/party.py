@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hefl.ckks.context import Identity, PublicContext, SecretContext, open_public
 from hefl.errors import KeyFileError
+from hefl.files import is_given
 from hefl.keys import keyfile
 from hefl.keys.credentials import Credentials, check_validity, read_credentials, read_key, read_root
 from hefl.keys.fields import check_same, read
@@ -199,11 +200,11 @@ def check_folder(path: Path, expected: str) -> None:
 
 
 def check_private(path: Path) -> None:
-    """Refuse a party's folder that is a link, or that others may enter. Raises KeyFileError."""
+    """Refuse a party's folder that is a link, or that others may enter, unless root gave it. Raises KeyFileError."""
     if path.is_symlink():
         raise KeyFileError(f"{path} is a link", hint=f"links are not followed: name {path.resolve()} itself")
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    if mode & 0o077 and not is_given(path):
         raise KeyFileError(
             f"{path} may be entered by others (mode {mode:04o}); only its owner may", hint=f"chmod 700 {path}"
         )

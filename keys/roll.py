@@ -51,7 +51,7 @@ class Roll:
     def _look(self) -> tuple[int, ...] | None:
         """What tells one state of the file from another; None where it is missing."""
         try:
-            status = self._path.lstat()
+            status = self._path.stat()
         except OSError:
             return None
         return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

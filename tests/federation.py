@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,9 +39,10 @@ class Command:
         env: Mapping[str, str] | None = None,
         cwd: Path = HERE,
         module: str = "hefl.cli",
+        before: Sequence[str] = (),
     ) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", module, *map(str, arguments)],
+            [*before, sys.executable, "-W", "error", "-m", module, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

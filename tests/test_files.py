@@ -5,6 +5,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,115 @@ def test_a_killed_holder_lets_go_of_its_folder(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
     with locked(tmp_path, "server"):
         pass
+
+
+# --- what root gave to another user -----------------------------------------------------------------------------------
+
+USER, GROUP = 23_456, 34_567
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that any user may enter; pytest's own is for root alone."""
+    with tempfile.TemporaryDirectory(prefix="hefl-files-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
+def read_as_user(path: Path) -> str:
+    """What a process of a user without a name, with one further group, reads there; or why not."""
+    ours, its = os.pipe()
+    child = os.fork()
+    if child == 0:
+        read = b"died"
+        try:
+            os.setgroups([GROUP])
+            os.setresgid(USER, USER, USER)
+            os.setresuid(USER, USER, USER)
+            read = read_private(path, 100)
+        except KeyFileError as error:
+            read = f"{error.message}; {error.hint}".encode()
+        finally:
+            os.write(its, read)
+            os._exit(0)
+    os.close(its)
+    with os.fdopen(ours, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+def give(path: Path, mode: int, owner: int = 0, group: int = GROUP) -> Path:
+    path.write_bytes(b"secret")
+    os.chown(path, owner, group)
+    path.chmod(mode)
+    return path
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("mode", "owner", "said"),
+    [
+        (0o440, 0, "secret"),
+        (0o640, 0, "secret"),
+        (0o400, USER, "secret"),
+        (0o600, USER, "secret"),
+        (0o460, 0, "may be read by others"),
+        (0o450, 0, "may be read by others"),
+        (0o444, 0, "may be read by others"),
+        (0o440, USER, "may be read by others"),
+        (0o440, USER + 1, "may be read by others"),
+        (0o400, 0, "cannot be read: permission denied; this process runs as user 23456, and the file is user 0's"),
+    ],
+)
+def test_a_group_may_read_what_is_roots_and_nothing_else(place: Path, mode: int, owner: int, said: str) -> None:
+    assert said in read_as_user(give(place / "key", mode, owner))
+
+
+def links(place: Path, folder_mode: int, *, target: str = "..data/key", owner: int = 0) -> Path:
+    """A Secret's layout in a folder of this mode; its first link has an owner."""
+    folder = place / "secret"
+    (folder / "..one").mkdir(parents=True)
+    give(folder / "..one/key", 0o440)
+    give(place / "key", 0o440)
+    (folder / "..data").symlink_to("..one")
+    (folder / "key").symlink_to(target)
+    os.chown(folder / "key", owner, owner, follow_symlinks=False)
+    folder.chmod(folder_mode)
+    return folder / "key"
+
+
+@only_root
+@pytest.mark.parametrize("mode", [0o755, 0o1777, 0o3777])
+def test_links_that_root_laid_in_a_folder_where_only_root_can_change_them_are_followed(place: Path, mode: int) -> None:
+    assert read_as_user(links(place, mode)) == "secret"
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("mode", "target", "owner"),
+    [
+        (0o777, "..data/key", 0),
+        (0o775, "..data/key", 0),
+        (0o1777, "..data/key", USER),
+        (0o1777, "..data/key", USER + 1),
+        (0o755, "../key", 0),
+        (0o755, "..data/../../key", 0),
+        (0o755, "{place}/key", 0),
+        (0o755, "{place}/secret/..one/key", 0),
+        (0o755, "key", 0),
+    ],
+)
+def test_other_links_are_not(place: Path, mode: int, target: str, owner: int) -> None:
+    path = links(place, mode, target=target.format(place=place), owner=owner)
+    assert "links are not followed" in read_as_user(path)
+
+
+@only_root
+def test_a_link_to_what_is_another_users_is_not_followed(place: Path) -> None:
+    path = links(place, 0o1777)
+    os.chown(path.parent / "..one", USER + 1, USER + 1)
+    assert "links are not followed" in read_as_user(path)
