@@ -24,6 +24,9 @@ BEGIN_BYTES = 4096
 MAX_FILES = 100_000
 """No folder with more is looked through; a run's state has a few for each client."""
 
+OWN_NAMES = ("public.hefl", "clients.hefl", "server.crt", "server.key", "ca.crt")
+"""Files that a server reads, and refuses there where they are not what they should be."""
+
 SECRET_NAMES = ("secret.hefl", "ca.key", "client.key")
 """A file that is called so is taken for one, also where it is damaged."""
 
@@ -96,13 +99,28 @@ def strays_in(folder: Path, uploads: Path | None = None) -> list[Stray]:
         holder_of(own, folder / "server.crt")
     except KeysError:
         own = None  # said where it is read for use
+    places = _places(folder)
     found = [
         stray
         for path in _files(folder)
         if not (path.parent == uploads and re.fullmatch(NAME_PATTERN, path.name))
+        if path.name not in OWN_NAMES or _place(path) not in places
         if (stray := _look(path, _beginning(path), own, folder))
     ]
     return sorted(found, key=lambda stray: (not stray.is_secret, stray.path))
+
+
+def _places(folder: Path) -> set[tuple[int, int] | None]:
+    """Where the files are that a server reads: by links of the folder they may lie below it, as Kubernetes has them."""
+    return {_place(folder / name) for name in OWN_NAMES if (folder / name).is_symlink()}
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _files(folder: Path) -> Iterator[Path]:
