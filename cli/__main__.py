@@ -1,5 +1,5 @@
 """``python -m hefl.cli`` is ``hefl``."""
 
-from hefl.cli.main import main
+from hefl.cli.entry import main
 
 main()

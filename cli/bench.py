@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.interrupts import raised
 from hefl.cli.options import json_option, print_json
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear, echo
 from hefl.params import EXAMPLE_CLIENTS, EXAMPLE_VALUES
 
 if TYPE_CHECKING:
@@ -29,14 +32,18 @@ def bench(values: int, clients: int, as_json: bool) -> None:
 
     Takes a minute or more. Each figure is a median of five; both sides are first checked to compute the same.
     """
+    progress = show_progress("loading the engines", as_json=as_json)
     from rich.console import Console
 
     from hefl.bench import bench_engines, bench_round
 
     def say(text: str) -> None:
-        click.echo(f"hefl: {text}", err=True)
+        echo(f"hefl: {text}", err=True)
+        progress.step("measuring")
 
-    rows = [*bench_engines(values, [1] * clients, say), *bench_round(values, [1] * clients, say)]
+    with raised():
+        rows = [*bench_engines(values, [1] * clients, say), *bench_round(values, [1] * clients, say)]
+    clear()
     if as_json:
         from hefl.bench import as_json as plain
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.interrupts import raised
 from hefl.cli.logs import log_option
 from hefl.cli.options import (
     check_absent,
@@ -20,7 +21,8 @@ from hefl.cli.options import (
     terms_options,
 )
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
-from hefl.cli.progress import progress_bars
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import echo
 from hefl.params import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -160,16 +162,7 @@ def client(
 
     Prints the averaged metrics of each global model on stdout.
     """
-    from hefl.cli.loop import run
-    from hefl.cli.proxy import proxy_from_environment
-    from hefl.client import Client
-    from hefl.clientstate import FILE, ClientState, is_session
-    from hefl.engine import load_engine
     from hefl.errors import StateError, UsageError
-    from hefl.files import locked, private_folder, state_folder
-    from hefl.keptmodel import BestModel
-    from hefl.keys.party import read_client_folder
-    from hefl.learner import Learner
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
@@ -180,12 +173,26 @@ def client(
     targets = {flag: path for flag, path in (("--save", save), ("--save-best", save_best)) if path}
     for flag, path in targets.items():
         check_target(flag, path)
+    progress = show_progress(f"reading the keys in {folder}", as_json=as_json)
+    from hefl.cli.loop import run
+    from hefl.cli.proxy import proxy_from_environment
+    from hefl.client import Client
+    from hefl.clientstate import FILE, ClientState, is_session
+    from hefl.engine import load_engine
+    from hefl.files import locked, private_folder, state_folder
+    from hefl.keptmodel import BestModel
+    from hefl.keys.party import read_client_folder
+    from hefl.learner import Learner
+
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
+    log.info("loading %s", data or trainer)
+    progress.step("preparing the encryption")
     cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
     cipher.prepare()
     place = state_folder(state or folder / "state", FILE, is_session)
-    with locked(place, "client"), progress_bars(as_json=as_json) as show:
+    with locked(place, "client"):
+        progress.step(f"loading {data or trainer}")
         kept = ClientState(place, keep)
         _prepare(kept, {} if force else targets, again)
         learner = Learner(
@@ -202,9 +209,11 @@ def client(
             one_set=kept.one_set,
         )
 
+        click.get_current_context().with_resource(raised())
+
         def tell(report: RoundReport) -> None:
             (_print_round_json if as_json else _print_round)(report)
-            show("rounds", report.round, report.rounds)
+            progress.rounds("rounds", report.round, report.rounds)
 
         party = Client(
             keys,
@@ -220,6 +229,7 @@ def client(
             on_end=partial(learner.save, save, kept.write_model) if save else lambda: None,
             on_round=tell,
         )
+        progress.step("waiting for the first model")
         run(party.run())
         if as_json:
             told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
@@ -255,7 +265,7 @@ def _print_round(report: RoundReport) -> None:
     if report.round == 0:
         return
     numbers = ", ".join(f"{k} {v:.4f}" if v is not None else f"{k} missing" for k, v in report.metrics.items())
-    click.echo(f"model {report.model} of {report.rounds}: {numbers}" if report.model else f"initial model: {numbers}")
+    echo(f"model {report.model} of {report.rounds}: {numbers}" if report.model else f"initial model: {numbers}")
 
 
 def _print_round_json(report: RoundReport) -> None:

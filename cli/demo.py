@@ -5,23 +5,34 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.interrupts import raised
 from hefl.cli.options import engine_option, json_option, partition_option, print_json
-from hefl.cli.progress import progress_bars
-from hefl.params import DATA_SETS, DEFAULT_ENGINE, LIES
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear, echo
+from hefl.params import CLIENT_LIES, DATA_SETS, DEFAULT_ENGINE, LIES
 
 if TYPE_CHECKING:
-    from hefl.demo import Progress
+    from collections.abc import Mapping
+
     from hefl.report import Report
 
+WIDTH = 80
+"""Columns of a table that goes into a pipe."""
 
-@click.command()
+
+def _explained(lies: Mapping[str, str]) -> str:
+    return "\n".join(f"  {lie:<16} {what}" for lie, what in lies.items())
+
+
+@click.command(
+    epilog=f"\b\nLies of the server:\n{_explained(LIES)}\n\n"
+    f"\b\nLies of one client, beside two others or more:\n{_explained(CLIENT_LIES)}"
+)
 @click.option("--data", type=click.Choice(DATA_SETS), default=DATA_SETS[0], show_default=True, help="What to learn.")
 @click.option("--clients", type=click.IntRange(2, 50), default=2, show_default=True, help="How many share the data.")
 @partition_option
@@ -31,10 +42,8 @@ if TYPE_CHECKING:
 @click.option(
     "--tamper",
     metavar="LIE",
-    type=click.Choice(LIES),
-    help="Let the server lie from round 1 on, and end with exit code 4 when a client notices. One of: "
-    + ", ".join(LIES)
-    + ".",
+    type=click.Choice([*LIES, *CLIENT_LIES]),
+    help="Let the server or a client lie, and end with exit code 4 when the others stop; see below for the lies.",
 )
 @click.option(
     "--out",
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
     help="Folder for report.json and curves.png.",
 )
 @click.option("--force", is_flag=True, help="Replace an older report.")
+@click.option("--verbose", is_flag=True, help="Print how long each phase of a round took, too.")
 @json_option
 def demo(
     data: str,
@@ -55,13 +65,16 @@ def demo(
     tamper: str | None,
     out: Path,
     force: bool,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Make keys, start a server and clients as processes of their own, and train one model over TLS.
 
     Then the same again for comparison: without encryption, and on the pooled data of all clients. Prints a row a
-    round; leaves report.json and curves.png. With --tamper: one training, by a server that lies.
+    round; leaves report.json and curves.png. With --tamper: one training, with a server or a client
+    that lies.
     """
+    progress = show_progress(f"sharing {data} among {clients} clients", as_json=as_json)
     from hefl.demo import Task, run_tampered, run_training, share_data, train_pooled
     from hefl.errors import EngineError, ExistsError
     from hefl.examples.partition import Partition
@@ -78,60 +91,57 @@ def demo(
     if tamper:
         if engine != DEFAULT_ENGINE:
             raise EngineError(f"engine {engine!r} verifies nothing, and would notice no lie", hint="--engine packed")
-        with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
+        progress.step(f"training with the lie {tamper}: {LIES[tamper]}")
+        with raised(), tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
             run_tampered(Path(folder), task, tamper)
     report_path, curves_path = out / "report.json", out / "curves.png"
     found = [path for path in (report_path, curves_path) if path.exists()]
     if found and not force:
         raise ExistsError(f"{found[0]} exists already", hint="name another folder with --out, or add --force")
     out.mkdir(parents=True, exist_ok=True)
-    with _progress(as_json=as_json) as progress:
-        trainings = {}
+    tell = progress.rounds if progress.is_displayed else _print_rounds
+    trainings = {}
+    with raised():
         for which in (engine, "plaintext"):
+            progress.step(f"making keys, and starting a server and {clients} clients for engine {which}")
             with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
-                trainings[which] = run_training(Path(folder), task, which, progress)
-        pooled = train_pooled(task, progress)
-    report = build_report(task, shares, trainings[engine], trainings["plaintext"], pooled)
-    with replacing(report_path) as file:
-        file.write(json.dumps(report, indent=1).encode() + b"\n")
-    draw_curves(report, curves_path)
+                trainings[which] = run_training(Path(folder), task, which, tell)
+        progress.step("training on the pooled data")
+        pooled = train_pooled(task, tell)
+        progress.step("drawing curves")
+        report = build_report(task, shares, trainings[engine], trainings["plaintext"], pooled)
+        with replacing(report_path) as file:
+            file.write(json.dumps(report, indent=1).encode() + b"\n")
+        draw_curves(report, curves_path)
+    clear()
     if as_json:
         print_json(report)
         return
-    _print(report)
+    _print(report, verbose=verbose)
     click.echo(f"{report_path} and {curves_path} have it all")
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, *, verbose: bool) -> None:
     from rich.console import Console
 
-    from hefl.report import build_table
+    from hefl.report import build_phases_table, build_table
 
-    Console(width=None if sys.stdout.isatty() else 170).print(build_table(report))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(build_table(report))
+    if verbose:
+        console.print(build_phases_table(report))
     rows = report["validation_examples"]
     right, plain, pooled = (
         f"{(course['final']['accuracy'] or 0.0) * rows:.0f} of {rows}"
         for course in (report, report["plaintext"], report["pooled"])
     )
     click.echo(f"right: {right} validation rows; plaintext: {plain}; pooled data: {pooled}")
-    click.echo(
-        f"largest difference between a decrypted global model and the exact weighted mean: "
-        f"{report['max_abs_difference']:.1e}"
-    )
+    click.echo(f"largest difference of a model from the exact weighted mean: {report['max_abs_difference']:.1e}")
     proved = "every aggregate proved to be the announced sum" if report["verified"] else "this engine cannot prove sums"
     click.echo(f"verified: {str(report['verified']).lower()} ({proved})")
 
 
-@contextmanager
-def _progress(*, as_json: bool) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line now and then."""
-    if sys.stderr.isatty():
-        with progress_bars(as_json=as_json) as show:
-            yield show
-        return
-
-    def line(what: str, done: int, total: int) -> None:
-        if done % 5 == 0 or done == total:
-            click.echo(f"hefl: {what}: {done} of {total} rounds", err=True)
-
-    yield line
+def _print_rounds(what: str, done: int, total: int) -> None:
+    """Where there is no bar, a line now and then."""
+    if done % 5 == 0 or done == total:
+        echo(f"hefl: {what}: {done} of {total} rounds", err=True)

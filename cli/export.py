@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
+from hefl.cli.interrupts import raised
 from hefl.cli.options import check_absent, check_target, json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear
 
 
 @click.command()
@@ -33,6 +36,7 @@ def export(
     were made with earlier keys are read with those: name the folder that the client had then, or a copy of its
     secret.hefl, and the client's --state.
     """
+    progress = show_progress(f"reading the keys in {keys}", as_json=as_json)
     from hefl.keptmodel import read_model
     from hefl.keys.party import read_client_secret
     from hefl.modelfile import write_model
@@ -42,8 +46,11 @@ def export(
         check_absent("--to", target)
     secret = read_client_secret(keys, existing_passphrase(passphrase_file))
     folder = keys.parent if keys.is_file() else keys
+    progress.step("verifying and decrypting the model")
     model = read_model(state or folder / "state", secret, round_num)
-    write_model(target, model.layout, model.arrays)
+    with raised():
+        write_model(target, model.layout, model.arrays)
+    clear()
     if as_json:
         print_json({"event": "exported", "path": str(target), "round": model.round, "verified": model.verified})
         return

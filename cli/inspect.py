@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hefl.cli.options import json_option, print_json
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear
 
 if TYPE_CHECKING:
     from hefl.findings import Finding
@@ -22,10 +24,12 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
     Takes key files, certificates, private keys, updates, sums, models, and folders of them. Prints no secret. Ends
     with exit code 3 where something is wrong.
     """
+    show_progress(f"looking at {', '.join(map(str, files))}", as_json=as_json)
     from hefl.errors import KeysError
     from hefl.inspection import inspect as look
 
     findings = look(files)
+    clear()
     for finding in findings:
         if as_json:
             print_json(_as_json(finding))

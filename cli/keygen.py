@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hefl.cli.interrupts import raised
 from hefl.cli.options import json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, new_passphrase, passphrase_file_option
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear
 from hefl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def keygen(
     Where DIR holds a federation, --client adds to it, and --rotate, --revoke and --renew change it; DIR/authority/ is
     all that they need. New keys do not open the models that a client keeps: see 'hefl export'.
     """  # noqa: D301 - click reads the escape
+    show_progress(f"making keys in {folder}", as_json=as_json)
     from hefl.keys import authority
     from hefl.keys.names import DEFAULT_SERVER_NAMES
 
@@ -70,7 +74,9 @@ def keygen(
     if authority.exists(folder) and not force:
         asks_new = wants_seal and not authority.is_sealed(folder)
         words = new_passphrase(passphrase_file) if asks_new else existing_passphrase(passphrase_file)
-        changed = authority.change(folder, wanted, words, seals=wants_seal)
+        with raised():
+            changed = authority.change(folder, wanted, words, seals=wants_seal)
+        clear()
         _report_change(changed, wanted, as_json=as_json)
         return
     if wanted.concerns_all:
@@ -80,14 +86,16 @@ def keygen(
         )
     if not clients:
         raise UsageError("keygen needs --client", hint="name each client of the new federation: --client NAME")
-    made = authority.create(
-        folder,
-        clients,
-        server_names or DEFAULT_SERVER_NAMES,
-        days=days,
-        force=force,
-        passphrase=new_passphrase(passphrase_file) if wants_seal else None,
-    )
+    with raised():
+        made = authority.create(
+            folder,
+            clients,
+            server_names or DEFAULT_SERVER_NAMES,
+            days=days,
+            force=force,
+            passphrase=new_passphrase(passphrase_file) if wants_seal else None,
+        )
+    clear()
     if as_json:
         print_json({"event": "created", **_facts(made)})
         return

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import click
 
+from hefl.cli.terminal import echo
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 FORMATS = ("text", "json")
@@ -62,11 +64,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever stderr is now: a progress bar puts itself there, to stay below what is said."""
+    """Writes above what is displayed on the terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            click.echo(self.format(record), err=True)
+            echo(self.format(record), err=True)
         except Exception:
             self.handleError(record)
 
@@ -81,6 +83,12 @@ def set_up(form: str = "text") -> None:
         # Whoever parses stderr must find nothing else there.
         logging.captureWarnings(capture=True)
         sys.excepthook = _log_crash
+
+
+def line(text: str) -> str:
+    """What ``info`` would write, for a place where nothing may be logged: a signal's handler."""
+    formatter = logging.getLogger().handlers[0].formatter or TextFormatter()
+    return formatter.format(logging.LogRecord("hefl", logging.INFO, "", 0, text, None, None))
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import uvloop
 
+from hefl.cli.interrupts import Stopped, kept
+
 
 def run(
     main: Coroutine[Any, Any, None], *, stop: Callable[[], None] | None = None, terminated_is_success: bool = False
@@ -22,7 +24,7 @@ def run(
         terminated_is_success: SIGTERM is the ordinary way to stop the command.
 
     Raises:
-        KeyboardInterrupt: A signal stopped it.
+        Stopped: A signal stopped it.
     """
     received: list[signal.Signals] = []
 
@@ -42,14 +44,16 @@ def run(
                 raise
 
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    try:
-        runner.run(watched())
-    finally:
+    with kept():
         try:
-            runner.close()
-        except OSError as error:
-            # uvloop cannot close itself over a connection whose TLS was called off half-way; the process ends anyway.
-            if error.errno != errno.EBUSY:
-                raise
+            runner.run(watched())
+        finally:
+            try:
+                runner.close()
+            except OSError as error:
+                # uvloop cannot close itself over a connection whose TLS was called off half-way; the process ends
+                # anyway.
+                if error.errno != errno.EBUSY:
+                    raise
     if received and not (terminated_is_success and received[0] is signal.SIGTERM):
-        raise KeyboardInterrupt
+        raise Stopped

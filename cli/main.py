@@ -5,23 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 
 import hefl
-from hefl.cli import logs
+from hefl.cli import interrupts, logs, terminal
+from hefl.cli.interrupts import INTERRUPTED
 from hefl.cli.usage import explain, nearest
 from hefl.errors import HeflError, ProtocolError, TrainerError, UsageError, reason_of
 
 log = logging.getLogger("hefl")
 
 COMMANDS = ("keygen", "inspect", "serve", "client", "demo", "status", "export", "plan", "bench")
-INTERRUPTED = 130
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: a person's wish
@@ -44,7 +42,9 @@ class Commands(click.Group):
             raise UsageError(
                 f"there is no command {args[0]!r}", hint=f"did you mean 'hefl {meant}'?" if meant else None
             )
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        interrupts.begin_command()
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that is named."""
@@ -104,7 +104,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
 def main() -> NoReturn:
     """Run the command line and exit."""
     logs.set_up()
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.begin(_say_interrupted)
     code = 0
     try:
         cli(prog_name="hefl", standalone_mode=False)
@@ -112,7 +112,7 @@ def main() -> NoReturn:
         say("interrupted")
         code = INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        terminal.echo(error.format_message(), err=True)
         code = error.exit_code
     except click.ClickException as error:
         message, way_out = explain(error, _called())
@@ -139,6 +139,7 @@ def main() -> NoReturn:
             error=type(error).__name__,
             exit_code=code,
         )
+    interrupts.end_command(code)
     sys.exit(code)
 
 
@@ -161,6 +162,7 @@ def _see_help() -> str:
     return f"see 'hefl {command.name} --help'" if command else "see 'hefl --help'"
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM stops like Ctrl-C; a server handles it itself."""
-    raise KeyboardInterrupt
+def _say_interrupted() -> None:
+    """From a signal's handler, which may log nothing."""
+    terminal.wipe()
+    os.write(2, f"{logs.line('interrupted')}\n".encode())

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hefl.cli.interrupts import raised
+from hefl.cli.terminal import cleared
 from hefl.errors import KeyFileError, UsageError
 
 if TYPE_CHECKING:
@@ -62,5 +64,6 @@ def announce_expiry(credentials: Credentials) -> None:
 
 
 def _prompt(*, twice: bool) -> str:
-    words: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True)
+    with cleared(), raised():  # an interrupted prompt has a terminal's echo to switch on again
+        words: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True)
     return words

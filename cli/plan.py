@@ -7,6 +7,8 @@ from dataclasses import asdict
 import click
 
 from hefl.cli.options import json_option, precision_option, print_json
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import clear
 from hefl.errors import UsageError
 from hefl.params import (
     CONNECTION_BYTES,
@@ -42,6 +44,7 @@ def plan(values: int, clients: int | None, precision: int, weights: str | None, 
     Bytes are of one client's update and of the aggregate, metrics and frames left out. Of memory and disk it says the
     most that a server takes; its first round, which carries one client's initial float32 values bit for bit, counts.
     """
+    show_progress("choosing a ring", as_json=as_json)
     from hefl.ckks.pool import usable_cores
     from hefl.fixedpoint import initial_words
     from hefl.plan import choose_plan, reduce_weights
@@ -65,6 +68,7 @@ def plan(values: int, clients: int | None, precision: int, weights: str | None, 
         "client_memory_bytes": chosen.client_memory_bytes(usable_cores()),
         "error_bound": chosen.error_bound,
     }
+    clear()
     if as_json:
         print_json(facts)
         return

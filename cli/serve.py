@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hefl.cli.interrupts import terminated_is_success
 from hefl.cli.logs import log_option
 from hefl.cli.options import Seconds, json_option, keep_option, kept_option, kept_terms_options, print_json
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
-from hefl.cli.progress import progress_bars
+from hefl.cli.progress import show_progress
+from hefl.cli.terminal import echo
 from hefl.params import (
     JOIN_WAIT_S,
     LEAST_CONNECTIONS,
@@ -103,7 +105,8 @@ log = logging.getLogger("hefl")
 @click.option(
     "--page-port",
     type=click.IntRange(0, 65535),
-    help="Show the run in a browser of this machine, with /metrics and /healthz; 0 takes any port.  [default: off]",
+    help="Show the run in a browser of this machine, with /metrics and /healthz, on a port such as 8444; 0 takes any.  "
+    "[default: off]",
 )
 @click.option(
     "--state",
@@ -150,6 +153,8 @@ def serve(
     an option says "or the run's own", it need not be given again. With more --rounds, a finished run goes on too; with
     --linger, its result is to be had again.
     """
+    terminated_is_success()
+    progress = show_progress(f"reading the keys in {folder}", as_json=as_json)
     from msgspec.structs import asdict
 
     from hefl.cli.loop import run
@@ -174,9 +179,10 @@ def serve(
     announce_expiry(keys.credentials)
     limits = Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate)
     place = state_folder(place, FILE, is_journal)
-    with locked(place, "server"), progress_bars(as_json=as_json) as show, ExitStack() as stack:
+    with locked(place, "server"), ExitStack() as stack:
         found_terms, found_settings = read_settings(place) or (None, KeptSettings())
         terms = terms_of(found_terms, engine, precision, weighting)
+        progress.step("preparing the encryption")
         cipher = load_engine(
             terms.engine,
             precision_bits=terms.precision_bits,
@@ -192,6 +198,7 @@ def serve(
         )
         settings = RunSettings(rounds=rounds, linger_s=linger, keep=keep, **asdict(kept))
         cipher.prepare()
+        progress.step(f"opening the run in {place}")
         journal = stack.enter_context(
             closing(
                 Journal(
@@ -216,8 +223,10 @@ def serve(
 
         def tell(event: Mapping[str, Any]) -> None:
             say(event)
-            if event["event"] == "round":
-                show("rounds", event["round"], journal.now.run.last_training)
+            if event["event"] == "listening":
+                progress.step("")
+            elif event["event"] == "round":
+                progress.rounds("rounds", event["round"], journal.now.run.last_training)
             if page:
                 page.see(event)
                 if event["event"] == "listening":
@@ -248,6 +257,6 @@ async def _serve(server: Server, page: Page | None) -> None:
 
 def _print_url(event: Mapping[str, Any]) -> None:
     if event["event"] == "listening":
-        click.echo(event["url"])
+        echo(event["url"])
     elif event["event"] == "page":
         log.info("the run can be watched at %(url)s", event)

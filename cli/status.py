@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 def status(state: Path, as_json: bool) -> None:
     """Say what state the run in a server's state folder is in, whether a server works on it or not.
 
-    STATE is the folder that 'hefl serve' takes as --state; without it DIR/server/state. Reads, and changes nothing.
+    STATE is the folder that 'hefl serve' takes, DIR/server, or as its --state. Reads, and changes nothing.
     """
     from hefl.answers import describe, length
-    from hefl.journal import read_moment
+    from hefl.journal import FILE, read_moment
     from hefl.rounds import Phase
 
-    moment = read_moment(state)
+    inside = state / "state"
+    moment = read_moment(inside if (inside / FILE).exists() and not (state / FILE).exists() else state)
     run = moment.run
     if as_json:
         print_json(

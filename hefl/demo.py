@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,7 +159,7 @@ def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> T
     return Training(engine, said.pop("server"), said, models, worst, exact)
 
 
-def run_tampered(folder: Path, task: Task, lie: str) -> None:
+def run_tampered(folder: Path, task: Task, lie: str) -> NoReturn:
     """Train with a server that lies, until a client notices.
 
     Args:
@@ -220,7 +220,16 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
     keys, liar = folder / "keys", task.names[-1]
     authority.create(keys, task.names, ("127.0.0.1",))
     arguments = {name: task.arguments(name) for name in task.names}
-    serve = ["--rounds", str(task.rounds), "--min-clients", str(task.clients - 1), "--join-wait", "20"]
+    serve = [
+        "--rounds",
+        str(task.rounds),
+        "--min-clients",
+        str(task.clients - 1),
+        "--join-wait",
+        "20",
+        "--round-timeout",
+        "20",
+    ]
     try:
         with Children(folder) as children:
             modules = {liar: ("hefl.lying_client", lie)}

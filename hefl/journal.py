@@ -272,7 +272,7 @@ def read_moment(folder: Path) -> Moment:
     path = folder / FILE
     if not path.is_file():
         raise StateError(
-            f"{folder} holds no run", hint="name the folder that 'hefl serve' has as --state, or DIR/server/state"
+            f"{folder} holds no run", hint="name the folder that 'hefl serve' was given: DIR/server, or its --state"
         )
     with reported(path), looking(path) as db:
         db.execute("BEGIN")  # everything as of one moment

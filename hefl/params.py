@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 PROTOCOL = 1
@@ -156,38 +157,38 @@ WEIGHT_BUDGET = 2**16
 TAG_REPEATS = 3
 """Independent hashes modulo each prime in a tag: a forgery passes with probability (2/q)**3."""
 
-LIES = (
-    "add-to-margin",
-    "add-to-lane",
-    "add-above-lanes",
-    "scale-client",
-    "swap-weights",
-    "other-weight",
-    "count-twice",
-    "leave-out",
-    "member-twice",
-    "other-seed",
-    "replay-update",
-    "replay-seed",
-    "replay-sum",
-    "one-upload",
-    "swap-blocks",
-    "multiply-by-x",
-    "mix-rounds",
-    "mix-attempts",
-    "truncate",
-    "unreduced",
-    "fork",
-    "rewind",
-    "false-head",
-    "false-weight",
-    "isolate",
-)
-"""What ``hefl demo --tamper`` makes its server do; see tampering, and from "fork" on adversary."""
+LIES: Mapping[str, str] = {
+    "add-to-margin": "adds to the noise below the sum's values",
+    "add-to-lane": "adds 1 to one value of the sum",
+    "add-above-lanes": "adds above the topmost value",
+    "scale-client": "counts the first client's update with a larger weight",
+    "swap-weights": "counts two clients' updates with each other's weight",
+    "other-weight": "gives the first client another weight, and says so",
+    "count-twice": "adds the first client's update twice",
+    "leave-out": "leaves the first client's update out, and names the client",
+    "member-twice": "names the first client twice, and adds its update twice",
+    "other-seed": "names another seed for the first client's update",
+    "replay-update": "counts the first client's update of the round before",
+    "replay-seed": "does that, and names that update's seed",
+    "replay-sum": "publishes the sum of the round before once more",
+    "one-upload": "publishes the first client's update as the sum",
+    "swap-blocks": "exchanges two blocks of the sum",
+    "multiply-by-x": "moves every value on by one place",
+    "mix-rounds": "takes one block from the sum of the round before",
+    "mix-attempts": "adds an update of an attempt that was abandoned",
+    "truncate": "leaves out the sum's last bytes",
+    "unreduced": "writes the same sum in a form that nobody else writes",
+    "fork": "shows one client another sum of round 1; takes 3 clients",
+    "rewind": "shows one client round 1 again, later on",
+    "false-head": "announces a round to one client after another history",
+    "false-weight": "announces another weight to one client than to the others",
+    "isolate": "announces a round to one client as if it were alone",
+}
+"""What ``hefl demo --tamper`` makes its server do, in a line; see tampering, and from "fork" on adversary."""
 
-CLIENT_LIES = {
+CLIENT_LIES: Mapping[str, str] = {
     "off-range": "states a range off by one, so that no sum can be used",
-    "re-weigh": "the same, with other numbers of examples each time, to solve for the others' updates",
+    "re-weigh": "does that, with other numbers of examples each time, to solve for updates",
     "noise": "encrypts with too much noise, so that no sum can be used",
     "negative-count": "counts fewer than no values that were cut",
     "false-tag": "sends a false tag, as if the server had lied",

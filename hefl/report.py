@@ -83,8 +83,14 @@ def _round(training: Training, number: int) -> Report:
         "round": number,
         "bytes_up": sum(e["bytes_up"] for e in mine),
         "bytes_down": sum(e["bytes_down"] for e in mine),
+        "wall_seconds": _announced_s(training, number + 1) - _announced_s(training, number),
         "seconds": seconds,
     }
+
+
+def _announced_s(training: Training, number: int) -> float:
+    """When a round's first attempt was announced; that of the last training's successor is the closing round."""
+    return float(next(e["read_s"] for e in training.server if e["event"] == "announced" and e["round"] == number))
 
 
 def _event(events: Sequence[Event], number: int) -> Event:
@@ -92,28 +98,37 @@ def _event(events: Sequence[Event], number: int) -> Event:
 
 
 def build_table(report: Mapping[str, Any]) -> Table:
-    """One row a round: the encrypted training's figures, beside it losses and accuracies of the two to compare."""
+    """One row a round: losses and accuracies of the three trainings, and what a round of the encrypted one takes."""
     title = f"{report['data']}, {report['clients']} clients, {report['partition']}, engine {report['engine']}"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    courses = (report, report["plaintext"], report["pooled"])
-    for heading in (
+    table = _table(
+        title,
         "round",
-        *(f"{course}{metric}" for metric in ("loss", "accuracy") for course in ("", "plain\n", "pooled\n")),
+        *(f"{metric}\n{course}" for metric in ("loss", "accuracy") for course in ("encrypted", "plain", "pooled")),
         "kB\nup",
         "kB\ndown",
-        *(f"{p}\nms" for p in PHASES),
-    ):
-        table.add_column(heading, justify="right")
+        "s",
+    )
+    courses = (report, report["plaintext"], report["pooled"])
     table.add_row("0", *_metrics([course["initial"] for course in courses]))
     for rows in zip(*(course["rounds"] for course in courses), strict=True):
         row = rows[0]
-        table.add_row(
-            str(row["round"]),
-            *_metrics(rows),
-            f"{row['bytes_up'] / 1e3:.0f}",
-            f"{row['bytes_down'] / 1e3:.0f}",
-            *(f"{row['seconds'][phase] * 1e3:.1f}" for phase in PHASES),
-        )
+        sizes = (f"{row[way] / 1e3:.0f}" for way in ("bytes_up", "bytes_down"))
+        table.add_row(str(row["round"]), *_metrics(rows), *sizes, f"{row['wall_seconds']:.2f}")
+    return table
+
+
+def build_phases_table(report: Mapping[str, Any]) -> Table:
+    """One row a round: how long each phase of the encrypted training took."""
+    table = _table("phases of a round in ms: the mean of the clients, aggregate the server's", "round", *PHASES)
+    for row in report["rounds"]:
+        table.add_row(str(row["round"]), *(f"{row['seconds'][phase] * 1e3:.1f}" for phase in PHASES))
+    return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -44,7 +44,14 @@ def uploads(client: Command) -> int:
 
 
 def test_the_lies_that_can_be_named_are_all_there_are() -> None:
-    assert (*SUM_LIES, *SHOWN) == LIES
+    assert (*SUM_LIES, *SHOWN) == tuple(LIES)
+
+
+def test_each_lie_that_can_be_named_is_explained_in_a_line_of_a_narrow_terminal() -> None:
+    shown = Command("demo", "--help", env={"COLUMNS": "80"})
+    assert shown.wait() == 0
+    assert all(f"    {lie:<16} {what}" in shown.out for lie, what in LIES.items())
+    assert max(map(len, shown.out)) <= 80
 
 
 @pytest.mark.parametrize("lie", SHOWN)

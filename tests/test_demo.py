@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from federation import Command
+from terminal import Terminal
 
 from hefl.demo import client_names
 from hefl.examples import load_example
@@ -16,13 +18,38 @@ from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
 from hefl.timings import PHASES
 
+FIGURE = r"\d+\.\d{4}"
+ROW = re.compile(rf" +\d+(?: +{FIGURE}){{6}}(?: +\d+ +\d+ +\d+\.\d\d)?")
 
-@pytest.mark.parametrize("engine", ["packed", pytest.param("tenseal", marks=pytest.mark.slow)])
-def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path, engine: str) -> None:
-    flags = [] if engine == "packed" else ["--engine", engine]
-    demo = Command("demo", "--out", "out", *flags, cwd=tmp_path)
+
+def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path) -> None:
+    with Terminal("demo", "--out", "out", "--verbose", cwd=tmp_path) as demo:
+        assert demo.wait(110) == 0, demo.lines
+    check_iris(tmp_path, "packed", demo.lines)
+    # on a screen of 80 columns, each row of the tables is whole
+    assert len([line for line in demo.lines if ROW.fullmatch(line)]) == 21
+    headings = " round encrypted  plain pooled encrypted    plain   pooled up down"
+    assert any(line.startswith(headings) and line.endswith(" s") for line in demo.lines)
+    assert any(line.split() == ["round", *PHASES] for line in demo.lines)
+    assert len([line for line in demo.lines if re.fullmatch(r" +\d+(?: +\d+\.\d){8}", line)]) == 20
+    assert not any("\u2026" in line or "\u2501" in line for line in demo.lines)
+    assert any(re.match(r"hefl: watch it in a browser: http://127\.0\.0\.1:\d+$", line) for line in demo.lines)
+    assert any(re.fullmatch(r" +packed [━╸╺ ]+ \d+/20 0:\d\d:\d\d", last) for last in demo.last_lines)
+
+
+@pytest.mark.slow
+def test_the_demo_in_a_pipe_says_how_far_it_is_and_prints_no_phases_unasked(tmp_path: Path) -> None:
+    demo = Command("demo", "--out", "out", "--engine", "tenseal", cwd=tmp_path)
     assert demo.wait(110) == 0, demo.error
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    check_iris(tmp_path, "tenseal", demo.out)
+    assert len([line for line in demo.out if ROW.fullmatch(line)]) == 21
+    assert "quantise" not in "\n".join(demo.out)
+    assert "10 of 20 rounds" in demo.error
+
+
+def check_iris(folder: Path, engine: str, said: list[str]) -> None:
+    """What a demo with default settings has left, and said."""
+    report = json.loads((folder / "out/report.json").read_text())
     assert (report["engine"], report["data"], report["clients"], report["values"]) == (engine, "iris", 2, 1315)
     assert report["verified"] is (engine == "packed")
     assert report["exact"] is (True if engine == "packed" else None)
@@ -36,18 +63,17 @@ def test_the_demo_trains_iris_and_leaves_its_report_and_curves(tmp_path: Path, e
         assert course["final"] == {k: course["rounds"][-1][k] for k in ("loss", "accuracy")}
         for row in course["rounds"]:
             assert set(row["seconds"]) == set(PHASES)
+            assert 0 < row["seconds"]["train"] < row["wall_seconds"]
             assert row["bytes_up"] > 2 * 3 * 1315
             assert row["bytes_down"] > 2 * 3 * 1315
     assert report["final"]["loss"] == pytest.approx(report["plaintext"]["final"]["loss"], abs=1e-3)
     assert report["drift"] < 1e-2
     assert {"python", "seal", "hefl", "tenseal", "numpy", "torch"} <= set(report["versions"])
-    assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.json", "curves.png"}
-    text = "\n".join(demo.out)
+    assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (folder / "out").iterdir()} == {"report.json", "curves.png"}
+    text = "\n".join(said)
     assert f"verified: {'true' if engine == 'packed' else 'false'}" in text
     assert "right: 29 of 30" in text or "right: 30 of 30" in text
-    assert len([line for line in demo.out if line.strip()[:2].strip().isdigit()]) == 21
-    assert "10 of 20 rounds" in demo.error
 
 
 def accuracies(report: dict[str, Any]) -> list[float]:

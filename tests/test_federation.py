@@ -387,7 +387,7 @@ def test_models_of_earlier_keys_are_exported_with_those_as_the_error_says(keys: 
 
 def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federation, tmp_path: Path) -> None:
     def status() -> dict[str, Any]:
-        command = keys.run("status", tmp_path / "server", "--json")
+        command = keys.run("status", tmp_path / "server/state", "--json")
         assert command.wait() == 0, command.error
         (event,) = command.events
         assert list(event) == ["run", "state", "round", "rounds", "in", "awaited", "deadline_s"]
@@ -397,7 +397,7 @@ def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federa
         none = keys.run("status", tmp_path / "server")
         assert none.wait() == 1
         assert "holds no run" in none.error
-        server = keys.serve(tmp_path / "server", "--rounds", "2", "--round-timeout", "50")
+        server = keys.serve(tmp_path / "server/state", "--rounds", "2", "--round-timeout", "50")
         first = status()
         assert (first["state"], first["round"], first["rounds"], first["in"]) == ("gathering", 0, 2, [])
         assert (first["awaited"], first["deadline_s"]) == (["alice", "bob", "carol"], None)
@@ -410,7 +410,7 @@ def test_status_says_where_a_run_is_while_it_goes_on_and_afterwards(keys: Federa
         assert (amid["run"], amid["state"], amid["round"]) == (first["run"], "collecting", 2)
         assert (amid["in"], amid["awaited"]) == (["alice", "bob"], ["carol"])
         assert 0 < amid["deadline_s"] < 50
-        words = keys.run("status", tmp_path / "server")
+        words = keys.run("status", tmp_path / "server")  # its folder will do
         assert words.wait() == 0
         assert "in round 2, attempt 1: 2 of 3 updates are in" in words.out[0]
         assert words.out[1].startswith("waits for carol, for ")

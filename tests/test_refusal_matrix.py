@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from federation import Command
 
+from hefl.cli import interrupts
 from hefl.cli.main import main
 from hefl.keys import authority
 from hefl.keys.authority import Change
@@ -75,7 +75,6 @@ Hefl = Callable[[list[str]], tuple[int, list[str]]]
 @pytest.fixture
 def hefl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Hefl]:
     """Runs the command line in this process: exit code, and the lines on stderr."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def run(words: list[str]) -> tuple[int, list[str]]:
         monkeypatch.setattr(sys, "argv", ["hefl", *words])
@@ -84,8 +83,8 @@ def hefl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         assert isinstance(ended.value.code, int)
         return ended.value.code, capsys.readouterr().err.splitlines()
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    with interrupts.kept():
+        yield run
 
 
 def check(answer: tuple[int, list[str]], file: Path) -> None:

@@ -43,7 +43,15 @@ def kernel(function: F) -> F:
 
     numba promotes uint32 * uint32 to uint64, so kernels cast every product that must wrap back to uint32. A loop
     over two slices vectorises where one over an array and two indices does not.
+
+    Raises:
+        KernelError: numba is told to compile nothing.
     """
+    if _config.DISABLE_JIT:
+        raise KernelError(
+            "the encryption is compiled code, and NUMBA_DISABLE_JIT forbids numba to compile",
+            hint="unset NUMBA_DISABLE_JIT; it may also stand as disable_jit in .numba_config.yaml",
+        )
     KERNELS.append(f"{function.__module__}.{function.__name__}")
     folder = cache_folder()
     if folder is not None:

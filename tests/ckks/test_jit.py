@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from federation import Command
 
 from hefl.ckks import jit
 from hefl.ckks.jit import is_private
+from hefl.errors import KernelError
 
 USE = """
 import logging, sys
@@ -187,3 +189,14 @@ def test_numbas_own_settings_do_not_lead_to_another_folder(tmp_path: Path) -> No
     assert not list(elsewhere.iterdir())
     said = _use(tmp_path, NUMBA_CACHE_DIR=str(elsewhere), NUMBA_CACHE_LOCATOR_CLASSES="InTreeCacheLocator")
     assert said.count("it is compiled in memory") == 1
+
+
+@pytest.mark.parametrize("arguments", [("plan", "--values", "1000", "--clients", "2"), ("bench", "--values", "1000")])
+def test_who_forbids_numba_to_compile_hears_why_that_cannot_be(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    command = Command(*arguments, cwd=tmp_path, env={"NUMBA_DISABLE_JIT": "1"})
+    assert command.wait() == KernelError.exit_code
+    assert command.err[-2:] == [
+        "hefl: the encryption is compiled code, and NUMBA_DISABLE_JIT forbids numba to compile",
+        "hefl: hint: unset NUMBA_DISABLE_JIT; it may also stand as disable_jit in .numba_config.yaml",
+    ]
+    assert "Traceback" not in command.error

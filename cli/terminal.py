@@ -1,0 +1,62 @@
+"""What a command writes: lines, above what is displayed at the bottom of the terminal while it works.
+
+Every line goes through ``echo``. Written past the display, a line would be glued to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+_displayed: Live | None = None
+
+
+def display(live: Live) -> None:
+    """Start a display on stderr, which must be a terminal."""
+    global _displayed
+    live.start(refresh=True)
+    _displayed = live
+
+
+def clear() -> None:
+    """Take the display away, if there is one."""
+    global _displayed
+    live, _displayed = _displayed, None
+    if live:
+        live.stop()
+
+
+def wipe() -> None:
+    """Take the display's last line away and show the cursor, for a process that ends now; takes no lock."""
+    if _displayed:
+        os.write(2, b"\r\x1b[2K\x1b[?25h")
+
+
+@contextmanager
+def cleared() -> Iterator[None]:
+    """In this block the terminal is a person's, who is asked something."""
+    live = _displayed
+    clear()
+    yield
+    if live:
+        display(live)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """One line on stdout, or stderr, at once."""
+    if _displayed and (err or is_one_terminal()):
+        _displayed.console.out(text, highlight=False)
+    else:
+        click.echo(text, err=err)
+
+
+def is_one_terminal() -> bool:
+    """Whether stdout is the terminal that stderr is."""
+    return os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
