@@ -75,7 +75,7 @@ def demo(
     that lies.
     """
     progress = show_progress(f"sharing {data} among {clients} clients", as_json=as_json)
-    from hefl.demo import Task, run_tampered, run_training, share_data, train_pooled
+    from hefl.demo import Task, run_tampered, run_training, run_with_lying_client, share_data, train_pooled
     from hefl.errors import EngineError, ExistsError
     from hefl.examples.partition import Partition
     from hefl.files import replacing
@@ -91,9 +91,15 @@ def demo(
     if tamper:
         if engine != DEFAULT_ENGINE:
             raise EngineError(f"engine {engine!r} verifies nothing, and would notice no lie", hint="--engine packed")
-        progress.step(f"training with the lie {tamper}: {LIES[tamper]}")
+        what = LIES.get(tamper) or CLIENT_LIES[tamper]
+        progress.step(f"training with the lie {tamper}: {what}")
         with raised(), tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
-            run_tampered(Path(folder), task, tamper)
+            if tamper in LIES:
+                run_tampered(Path(folder), task, tamper)
+            came_of_it = run_with_lying_client(Path(folder), task, tamper)
+        clear()
+        click.echo(came_of_it)
+        return
     report_path, curves_path = out / "report.json", out / "curves.png"
     found = [path for path in (report_path, curves_path) if path.exists()]
     if found and not force:
