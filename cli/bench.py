@@ -10,7 +10,7 @@ import click
 from hefl.cli.interrupts import raised
 from hefl.cli.options import json_option, print_json
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear, echo
+from hefl.cli.terminal import clear, echo, print_table
 from hefl.params import EXAMPLE_CLIENTS, EXAMPLE_VALUES
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def bench(values: int, clients: int, as_json: bool) -> None:
     Takes a minute or more. Each figure is a median of five; both sides are first checked to compute the same.
     """
     progress = show_progress("loading the engines", as_json=as_json)
-    from rich.console import Console
-
     from hefl.bench import bench_engines, bench_round
 
     def say(text: str) -> None:
@@ -50,24 +48,23 @@ def bench(values: int, clients: int, as_json: bool) -> None:
         for row in plain(rows):
             print_json(row)
         return
-    console = Console(width=110)
     for table in ("engines", "round"):
-        console.print(_table(table, [row for row in rows if row.table == table]))
+        print_table(_table(table, [row for row in rows if row.table == table]))
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=f"{title}: {rows[0].values:,} values, {rows[0].clients} clients", box=SIMPLE_HEAD)
+    table = Table(title=f"{title}: {rows[0].values:,} values, {rows[0].clients} clients", box=SIMPLE_HEAD, padding=0)
     for heading in (
         "engine",
         "phase",
         "ms",
-        "ns a value",
-        "bytes a value\nup",
-        "bytes a value\ndown",
-        "MB peak",
+        "ns a\nvalue",
+        "bytes a\nvalue up",
+        "bytes a\nvalue down",
+        "MB\npeak",
         "error",
     ):
         table.add_column(heading, justify="left" if heading in ("engine", "phase") else "right")

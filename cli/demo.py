@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +12,13 @@ import click
 from hefl.cli.interrupts import raised
 from hefl.cli.options import engine_option, json_option, partition_option, print_json
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear, echo
+from hefl.cli.terminal import clear, echo, print_table
 from hefl.params import CLIENT_LIES, DATA_SETS, DEFAULT_ENGINE, LIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hefl.report import Report
-
-WIDTH = 80
-"""Columns of a table that goes into a pipe."""
 
 
 def _explained(lies: Mapping[str, str]) -> str:
@@ -128,14 +124,11 @@ def demo(
 
 
 def _print(report: Report, *, verbose: bool) -> None:
-    from rich.console import Console
-
     from hefl.report import build_phases_table, build_table
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(build_table(report))
+    print_table(build_table(report))
     if verbose:
-        console.print(build_phases_table(report))
+        print_table(build_phases_table(report))
     rows = report["validation_examples"]
     right, plain, pooled = (
         f"{(course['final']['accuracy'] or 0.0) * rows:.0f} of {rows}"

@@ -14,6 +14,9 @@ import click
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.table import Table
+
+PIPE_COLUMNS = 80
 
 _displayed: Live | None = None
 
@@ -55,6 +58,13 @@ def echo(text: str, *, err: bool = False) -> None:
         _displayed.console.out(text, highlight=False)
     else:
         click.echo(text, err=err)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout, as wide as the terminal; in a pipe as wide as most are."""
+    from rich.console import Console
+
+    Console(width=None if os.isatty(1) else PIPE_COLUMNS).print(table)
 
 
 def is_one_terminal() -> bool:
