@@ -14,9 +14,11 @@ Clients train one model; the server adds their encrypted updates and sees none o
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own takes longer to load than all that a command needs to heed Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from hefl.callbacks import RoundReport
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
     from hefl.errors import HeflError

@@ -93,7 +93,7 @@ STRAYS: dict[str, tuple[Lay, str, str]] = {
     "a TLS key beside its certificate": (beside_its_certificate, "a.key", "the private TLS key of client alice, of"),
     "a TLS key below a certificate": (put("x", f"{ALICE}/client.crt", f"{ALICE}/client.key"), "x", "a private key"),
     "the root's": (put("x", "authority/ca.key"), "x", "a private key"),
-    "of another kind": (write("id", lambda d: b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3B\n"), "id", "a private key"),
+    "of another kind": (write("id", lambda d: b"-----BEGIN OPENSSH PRIVATE" + b" KEY-----\n"), "id", "a private key"),
     "behind a link": (linked("x", SECRET), "x", KEYS_OF_ALICE),
     "behind a link to a folder": (linked("x", ALICE), "x/secret.hefl", KEYS_OF_ALICE),
     "behind a link to the folder above": (linked("x", "."), "secret.hefl", "the secret keys of"),
