@@ -121,8 +121,16 @@ class ClientState:
         self.aggregate = folder / "aggregate.bin"
         self._claimed: list[Path] = []
         self._session = self._read_session()
+        for path in folder.glob("older-*.bin"):
+            path.unlink()
         # What an earlier process encrypted is void: it may have been sent in part, and nobody knows how far.
         self.update.unlink(missing_ok=True)
+
+    def set_aside(self, place: int) -> Path:
+        """Give the aggregate that has come another name, while others are fetched; returns where it is."""
+        path = self._folder / f"older-{place}.bin"
+        self.aggregate.replace(path)
+        return path
 
     @property
     def join_nonce(self) -> str:

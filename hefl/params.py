@@ -188,12 +188,12 @@ LIES: Mapping[str, str] = {
 
 CLIENT_LIES: Mapping[str, str] = {
     "off-range": "states a range off by one, so that no sum can be used",
-    "re-weigh": "does that, with other numbers of examples each time, to solve for updates",
+    "re-weigh": "does that, under other numbers of examples each time",
     "noise": "encrypts with too much noise, so that no sum can be used",
     "negative-count": "counts fewer than no values that were cut",
     "false-tag": "sends a false tag, as if the server had lied",
-    "ghost": "joins with very many examples, and leaves once it is announced",
-    "always-cut": "always says that its values were cut, to drive the ranges away",
+    "ghost": "joins with very many examples, leaves when announced",
+    "always-cut": "always says that its values were cut",
     "false-useless": "says of good sums that they made no model",
     "many-examples": "states more examples than any client may have",
     "damaged-block": "sends what is no ciphertext",

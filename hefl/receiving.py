@@ -86,6 +86,7 @@ class Receiver:
         self._follower = follower
         self._least = least
         self._on_tamper = on_tamper
+        self._at_hand: str | None = None  # digest of the sum that was fetched already
         self._kept: int | None = None  # the round whose aggregate made this client's model
 
     async def take(self, record: Record) -> tuple[Metrics, int]:
@@ -117,7 +118,8 @@ class Receiver:
             StaleError: The server does not keep it.
             HeflError: As ``use``.
         """
-        size = await self._fetch(record)
+        at_hand, self._at_hand = self._at_hand == record.digest, None
+        size = self._state.aggregate.stat().st_size if at_hand else await self._fetch(record)
         try:
             return await work_in_thread(use, True), size
         except _DamagedError:
@@ -169,7 +171,7 @@ class Receiver:
         if learner.model is None:
             return self._state.kept_before(record) is not None or await self._follow_anew(record)
         missed = record.announcement.round - 1 - learner.model.round
-        if missed and not await self._take_all(reversed(await self._follower.before(record, missed))):
+        if missed > GO_BACK or not await self._take_all(reversed(await self._follower.before(record, missed))):
             learner.model = None
             return await self._follow_anew(record)
         return True
@@ -187,27 +189,37 @@ class Receiver:
         return True
 
     async def _follow_anew(self, record: Record) -> bool:
-        """Take the sums before a record, as far as the server keeps them, from a good one on; see ``newcomer``."""
-        shown = [*reversed(await self._follower.before(record, MAX_USELESS_SUMS)), record]
-        kept: list[Record] = []
-        ranges: list[Ranges | None] = []
-        for older in shown:
+        """Take the sums before a record, as far as the server keeps them, from a good one on; see ``newcomer``.
+
+        The newest comes first, and each once: the server goes on meanwhile, and keeps few.
+        """
+        records = [record, *await self._follower.before(record, MAX_USELESS_SUMS)]
+        found: list[tuple[Record, Path, Ranges | None]] = []
+        for place, older in enumerate(records):
             if older.announcement.exchange == "closing":
                 continue
             try:
-                found, _ = await self._fetch_for(older, partial(self._ranges, older))
+                ranges, _ = await self._fetch_for(older, partial(self._ranges, older))
             except StaleError:
-                continue  # it is not kept
+                break  # it is not kept, nor is any before it
             except ProtocolError as error:
                 log.warning("round %d did not pass the check %r", older.announcement.round, error.check)
-                found = None
-            kept.append(older)
-            ranges.append(found)
-        place = first_to_follow(ranges)
-        if place is None:
-            return not any(ranges)  # where nobody can use any, there is nothing to choose from
-        first = shown.index(kept[place])
-        return await self._take_all(older for older in shown[first:] if older is not record)
+                ranges = None
+            found.append((older, self._state.set_aside(place), ranges))
+        found.reverse()
+        first = first_to_follow([ranges for _, _, ranges in found])
+        if first is None and any(ranges for _, _, ranges in found):
+            return False
+        for older, path, _ in found[first or 0 :]:
+            path.replace(self._state.aggregate)
+            if older is record:
+                self._at_hand = record.digest
+            else:
+                await work_in_thread(self.accept, older)
+        if record.announcement.exchange == "closing" and found:
+            for older in reversed(records[1 : records.index(found[-1][0])]):
+                self._learner.stand(older.announcement)
+        return True
 
     def _ranges(self, record: Record, may_come_again: bool) -> Ranges | None:
         with _noticing_damage(self._state.aggregate, may_come_again=may_come_again):

@@ -49,8 +49,8 @@ def after_sending(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def after_accepting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def accept(self: Receiver, record: Any) -> Any:
-        metrics = original(self, record)
+    def accept(self: Receiver, record: Any, *flags: bool) -> Any:
+        metrics = original(self, record, *flags)
         die(record.announcement.round)
         return metrics
 

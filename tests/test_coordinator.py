@@ -132,7 +132,7 @@ def test_a_layout_that_nobody_here_has_makes_way_before_anything_is_summed(
 
     async def then(coordinator: Coordinator) -> None:
         if way == "is silent":
-            monkeypatch.setattr("hefl.coordinator.SILENT_S", 0.0)
+            monkeypatch.setattr("hefl.presence.SILENT_S", 0.0)
         await coordinator.join("bob", joining("bob"))
         monkeypatch.undo()
         assert list(coordinator.run.sessions) == (["alice", "bob"] if way == "comes again" else ["bob"])

@@ -95,7 +95,7 @@ def test_a_client_says_at_once_what_it_loads_and_what_a_trainer_prints_stays_abo
         (keys.folder.parent / "go").touch()
         assert alice.wait() == 5
     assert alice.lines[1] == "half-way"
-    assert alice.lines[2].startswith("hefl: https://127.0.0.1:1 did not answer")
+    assert alice.lines[2].startswith("hefl: https://127.0.0.1:1 does not answer")
     assert not any("\u2800" <= line[:1] <= "\u28ff" for line in alice.lines)
 
 

@@ -114,7 +114,7 @@ def test_the_api_gives_no_upload_back() -> None:
     routes = re.findall(r"(GET|PUT|POST) +(/v1/\S+)", text)
     source = Path(protocol.__file__).with_name("server.py").read_text()
     served = re.findall(r"web\.(get|put|post)\((?:r?\"(/v1/[^\"]+)\"|UPDATE_PATH), self\.(\w+)", source)
-    assert len(routes) == len(served) == 10
+    assert len(routes) == len(served) == 11
     assert [(method, answer) for method, path, answer in served if not path] == [("put", "_update"), ("get", "_held")]
     gets = {path.rpartition("/")[2] for method, path, _ in served if method == "get"}
     assert gets == {"run", "", "aggregate", "records"}
