@@ -349,7 +349,7 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
         path.write_bytes(whole[:-1])
         with pytest.raises(StateError, match=rf"0000000003\.{suffix} is damaged") as caught:
             read_model(tmp_path / "alice", secret, 3)
-        assert caught.value.hint == "name another round with --round: 1, 2"
+        assert caught.value.hint == "name another round with --round: 0, 1, 2"
         path.write_bytes(whole)
     rotated = keys.copy(tmp_path / "rotated")
     authority.change(rotated.folder, authority.Change(rotate=True))

@@ -159,6 +159,7 @@ def test_a_false_tag_stops_all_as_if_the_server_had_lied(made: Federation, tmp_p
         assert all("hefl: check: tag" in client.err for client in run.honest.values())
 
 
+@pytest.mark.slow
 def test_a_false_tag_tells_its_sender_no_more_where_clients_skip_than_a_useless_sum(
     made: Federation, tmp_path: Path
 ) -> None:

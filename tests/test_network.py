@@ -107,6 +107,7 @@ def test_a_sum_that_always_comes_damaged_ends_a_client_with_4_after_the_second_t
 # --- connections that go dead without a word --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_whose_connections_go_dead_takes_part_again_over_new_ones(keys: Federation, tmp_path: Path) -> None:
     """As where a laptop changes its network, or a firewall forgets a connection: nothing closes."""
     with keys:
