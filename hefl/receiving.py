@@ -204,20 +204,21 @@ class Receiver:
                 break  # it is not kept, nor is any before it
             except ProtocolError as error:
                 log.warning("round %d did not pass the check %r", older.announcement.round, error.check)
-                ranges = None
+                continue
             found.append((older, self._state.set_aside(place), ranges))
         found.reverse()
         first = first_to_follow([ranges for _, _, ranges in found])
         if first is None and any(ranges for _, _, ranges in found):
             return False
-        for older, path, _ in found[first or 0 :]:
-            path.replace(self._state.aggregate)
+        files = {older.digest: path for older, path, _ in found[first or 0 :]}
+        for older in reversed(records):
+            if path := files.get(older.digest):
+                path.replace(self._state.aggregate)
             if older is record:
-                self._at_hand = record.digest
-            else:
+                self._at_hand = record.digest if path else None
+            elif path:
                 await work_in_thread(self.accept, older)
-        if record.announcement.exchange == "closing" and found:
-            for older in reversed(records[1 : records.index(found[-1][0])]):
+            elif older.announcement.exchange == "closing":
                 self._learner.stand(older.announcement)
         return True
 
