@@ -27,6 +27,7 @@ def status(keys: Federation, state: Path) -> list[str]:
     return command.out
 
 
+@pytest.mark.slow
 def test_who_comes_late_or_was_killed_at_the_end_gets_the_model_all_the_same(keys: Federation, tmp_path: Path) -> None:
     """Bob dies in the last training's aftermath and comes back in time; carol comes when all is over."""
     flags = {name: ("--save", tmp_path / f"{name}.npz") for name in ALL}
@@ -94,6 +95,7 @@ def test_a_closing_round_that_a_restart_finds_past_its_deadline_has_its_time_aga
     assert "stay unknown" not in again.error
 
 
+@pytest.mark.slow
 def test_a_run_is_extended_only_by_a_server_that_was_told_to_and_listens(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2", "--join-wait", "0")

@@ -91,6 +91,7 @@ def test_three_clients_of_different_sizes_train_numpys_weighted_mean(
     assert server.events[-1] == {"event": "ended", "rounds": 3, "lacking": []}
 
 
+@pytest.mark.slow
 def test_a_finished_run_ends_at_once_and_is_not_overwritten(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")

@@ -399,6 +399,7 @@ def test_a_person_is_asked_twice_for_a_new_passphrase_and_once_for_an_old_one_an
     assert "the passphrase does not open" in shown
 
 
+@pytest.mark.slow
 def test_sealed_keys_train_with_a_passphrase_file_and_are_refused_without(sealed: Path, tmp_path: Path) -> None:
     fed, words, wrong = tmp_path / "fed", tmp_path / "words", tmp_path / "wrong"
     shutil.copytree(sealed, fed)

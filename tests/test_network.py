@@ -20,6 +20,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return Federation(tmp_path_factory.mktemp("keys") / "fed", "alice", "bob", "carol")
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_delayed_and_truncated_change_no_model(keys: Federation, tmp_path: Path) -> None:
     """No connection carries a whole update: it gets through in pieces only."""
     faults, update_bytes = np.random.default_rng(10001), 0

@@ -226,6 +226,7 @@ def test_a_context_of_another_seal_version_is_refused(keys: Federation, tmp_path
 # --- names, layouts, engines ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_live_client_of_one_name_is_refused_and_the_first_goes_on(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "1", "--join-wait", "0")
@@ -237,6 +238,7 @@ def test_a_second_live_client_of_one_name_is_refused_and_the_first_goes_on(keys:
         assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_name_is_free_again_after_silence_and_the_open_attempt_starts_anew(keys: Federation, tmp_path: Path) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2")

@@ -241,6 +241,7 @@ def test_what_cannot_be_trained_round_by_round_is_refused(
         trainer(estimator, wine[0], **changes)
 
 
+@pytest.mark.slow
 def test_clients_with_scikit_learn_train_over_tls_and_import_no_torch(tmp_path: Path) -> None:
     without = tmp_path / "without"
     without.mkdir()
