@@ -212,7 +212,8 @@ def test_who_comes_late_does_not_believe_a_range_that_those_with_a_model_refuse(
         assert "round 2 changes nothing" in clients[0].error
         late = keys.client("carol", tmp_path / "carol", "--save", tmp_path / "carol.npz")
         assert (late.wait(), server.wait()) == (0, 0), late.error
-        assert "round 2 changes nothing" in late.error
+        if rounds == 2:  # later on it begins with a sum after that
+            assert "round 2 changes nothing" in late.error
     assert saved(tmp_path / "carol.npz") == saved(tmp_path / "alice.npz")
 
 
