@@ -10,21 +10,30 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+HERE = Path(__file__).parent
+
 USER, GROUP = 23_456, 34_567
 """No user of this machine's, and a group that files are mounted for."""
 
 ISOLATE = """
-for blocked in $BLOCKED; do
-    mount --bind "$PYTHON" "$ASIDE"
-    mount -t tmpfs -o mode=755 none "$blocked"
-    mkdir -p "$PYTHON"
-    mount --bind "$ASIDE" "$PYTHON"
+number=0
+for place in $NEEDED; do
+    number=$((number + 1))
+    mkdir -p "$ASIDE/$number"
+    mount --bind "$place" "$ASIDE/$number"
+done
+for closed in $CLOSED; do mount -t tmpfs -o mode=755 none "$closed"; done
+number=0
+for place in $NEEDED; do
+    number=$((number + 1))
+    mkdir -p "$place"
+    mount --bind "$ASIDE/$number" "$place"
 done
 for place in $WRITABLE; do mount --bind "$place" "$place"; done
 mount -o remount,bind,ro /
 exec "$@"
 """
-"""In a namespace of mounts everything is read-only but some folders. Python is there, also from root's home."""
+"""In a namespace of mounts everything is read-only but some folders. Python and hefl are there, also from closed ones."""
 
 
 class Container:
@@ -43,11 +52,10 @@ class Container:
 
     def command(self, *variables: str, user: int = USER, group: int = GROUP) -> Sequence[str]:
         """What goes before a command."""
-        python = Path(sys.base_prefix)
-        blocked = next((str(p) for p in reversed(python.parents) if not p.stat().st_mode & 0o001), "")
+        needed = [Path(sys.base_prefix), Path(sys.prefix), HERE.parent]
         given = {
-            "PYTHON": python,
-            "BLOCKED": blocked,
+            "NEEDED": " ".join(map(str, needed)),
+            "CLOSED": " ".join({str(found) for place in needed if (found := outermost_closed(place))}),
             "ASIDE": self.folder / "aside",
             "WRITABLE": f"{self.state} {self.tmp}",
             "TMPDIR": self.tmp,
@@ -62,8 +70,13 @@ class Container:
         """Whether this machine allows it: root, with namespaces."""
         if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
             return False
-        ask = [*self.command(), sys.executable, "-c", "import hefl"]
-        return subprocess.run(ask, capture_output=True).returncode == 0
+        ask = [*self.command(), sys.executable, "-c", "import hefl.cli"]
+        return subprocess.run(ask, cwd="/", capture_output=True).returncode == 0
+
+
+def outermost_closed(place: Path) -> Path | None:
+    """The outermost folder above a place that not every user may enter."""
+    return next((folder for folder in reversed(place.parents) if not folder.stat().st_mode & 0o001), None)
 
 
 def as_secret(source: Path, target: Path, mode: int = 0o440, group: int = GROUP) -> Path:
