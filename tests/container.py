@@ -33,7 +33,7 @@ for place in $WRITABLE; do mount --bind "$place" "$place"; done
 mount -o remount,bind,ro /
 exec "$@"
 """
-"""In a namespace of mounts everything is read-only but some folders. Python and hefl are there, also from closed ones."""
+"""In a namespace of mounts all is read-only but some folders. Python and hefl are there, also from closed ones."""
 
 
 class Container:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from forkserver import Forked, can_fork, forkserver
+
 from hefl.keys import authority
 
 HERE = Path(__file__).parent
@@ -31,7 +33,16 @@ def free_port() -> int:
 
 
 class Command:
-    """One running command."""
+    """One running command.
+
+    Args:
+        arguments: Its own.
+        env: Variables that it has besides this process's.
+        cwd: Where it runs.
+        module: What Python runs.
+        before: Goes before Python, as in ``env NAME=value python ...``.
+        anew: Start Python anew where a fork of one that has hefl loaded would do.
+    """
 
     def __init__(
         self,
@@ -40,16 +51,22 @@ class Command:
         cwd: Path = HERE,
         module: str = "hefl.cli",
         before: Sequence[str] = (),
+        anew: bool = False,
     ) -> None:
-        self.child = subprocess.Popen(
-            [*before, sys.executable, "-W", "error", "-m", module, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-        )
+        given, variables = list(map(str, arguments)), {**os.environ, **(env or {})}
+        self.child: Forked | subprocess.Popen[str]
+        if before or anew or not can_fork(env or {}):
+            self.child = subprocess.Popen(
+                [*before, sys.executable, "-W", "error", "-m", module, *given],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=cwd,
+                env=variables,
+            )
+        else:
+            self.child = forkserver().start(module, given, cwd, variables)
         self.out: list[str] = []
         self.err: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
@@ -114,23 +131,33 @@ class Federation:
         twin.folder, twin.made, twin.url, twin._commands = folder, self.made, "", []
         return twin
 
-    def run(self, *arguments: str | Path, env: Mapping[str, str] | None = None, module: str = "hefl.cli") -> Command:
+    def run(
+        self,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        module: str = "hefl.cli",
+        anew: bool = False,
+    ) -> Command:
         """Start any command."""
-        command = Command(*arguments, env=env, module=module)
+        command = Command(*arguments, env=env, module=module, anew=anew)
         self._commands.append(command)
         return command
 
-    def serve(self, state: Path, *flags: str, port: int = 0, module: str = "hefl.cli", **env: str) -> Command:
+    def serve(
+        self, state: Path, *flags: str, port: int = 0, module: str = "hefl.cli", anew: bool = False, **env: str
+    ) -> Command:
         """Start the server and wait until it listens."""
-        server = self.start_server(state, *flags, port=port, module=module, **env)
+        server = self.start_server(state, *flags, port=port, module=module, anew=anew, **env)
         server.until("listening")
         self.url = server.events[0]["url"]
         return server
 
-    def start_server(self, state: Path, *flags: str, port: int, module: str = "hefl.cli", **env: str) -> Command:
+    def start_server(
+        self, state: Path, *flags: str, port: int, module: str = "hefl.cli", anew: bool = False, **env: str
+    ) -> Command:
         """Start the server and do not wait."""
         where = ("--port", str(port), "--state", str(state), "--json")
-        return self.run("serve", self.folder / "server", *where, *flags, module=module, env=env)
+        return self.run("serve", self.folder / "server", *where, *flags, module=module, anew=anew, env=env)
 
     def client(
         self,

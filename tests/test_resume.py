@@ -69,8 +69,8 @@ def run_to_the_end(
     servers: list[Command] = []
     clients: dict[str, Command] = {}
     while len(servers) < limit:
-        env = {"DIE": next(deaths)}
-        servers.append(keys.start_server(folder / "server", "--rounds", rounds, port=port, module="dying", **env))
+        death = next(deaths)
+        servers.append(keys.start_server(folder / "server", "--rounds", rounds, port=port, module="dying", DIE=death))
         clients = clients or train(keys, folder, *flags, **script)
         code = servers[-1].wait()
         if code == 0:
