@@ -177,15 +177,8 @@ def run_tampered(folder: Path, task: Task, lie: str) -> NoReturn:
             f"--tamper fork takes {FORK_CLIENTS} clients, for each side of a fork is a sum of two",
             hint=f"--clients {FORK_CLIENTS}",
         )
-    keys = folder / "keys"
-    authority.create(keys, task.names, ("127.0.0.1",))
-    arguments = {name: task.arguments(name) for name in task.names}
-    serve, modules = ["--rounds", str(task.rounds)], {"server": ("hefl.adversary", lie)}
     try:
-        with Children(folder) as children:
-            for name, event in run_federation(children, keys, serve, arguments, modules):
-                if name == "server" and event["event"] == "announced":
-                    log.info("round %(round)d is announced", event)
+        _run_with_liar(folder, task, [], {"server": ("hefl.adversary", lie)})
     except ChildFailedError as error:
         if (found := _failed_check(error)) is None:
             raise
@@ -217,25 +210,10 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
         )
     from hefl.lying_client import OUTCOMES
 
-    keys, liar = folder / "keys", task.names[-1]
-    authority.create(keys, task.names, ("127.0.0.1",))
-    arguments = {name: task.arguments(name) for name in task.names}
-    serve = [
-        "--rounds",
-        str(task.rounds),
-        "--min-clients",
-        str(task.clients - 1),
-        "--join-wait",
-        "20",
-        "--round-timeout",
-        "20",
-    ]
+    liar, patience = task.names[-1], ["--join-wait", "20", "--round-timeout", "20"]
+    serve = ["--min-clients", str(task.clients - 1), *patience]
     try:
-        with Children(folder) as children:
-            modules = {liar: ("hefl.lying_client", lie)}
-            for name, event in run_federation(children, keys, serve, arguments, modules):
-                if name == "server" and event["event"] == "announced":
-                    log.info("round %(round)d is announced", event)
+        _run_with_liar(folder, task, serve, {liar: ("hefl.lying_client", lie)})
     except ChildFailedError as error:
         plain = [line for line in error.lines if not line.startswith("hefl: hint: ")]
         said, check = _failed_check(error) or (plain[-1].removeprefix("hefl: "), UploadError.check)
@@ -245,6 +223,22 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
     if (outcome := CAME_OF.get(OUTCOMES[lie])) is None:
         raise HeflError(f"{liar} lied ({lie}), and nobody noticed", hint="that must never happen: please report it")
     return f"{liar} lied ({lie}): {outcome}"
+
+
+def _run_with_liar(folder: Path, task: Task, serve: Sequence[str], modules: Mapping[str, Sequence[str]]) -> None:
+    """Train with keys in a folder, and a party that runs another module.
+
+    Raises:
+        ChildFailedError: A process failed.
+    """
+    keys = folder / "keys"
+    authority.create(keys, task.names, ("127.0.0.1",))
+    arguments = {name: task.arguments(name) for name in task.names}
+    flags = ["--rounds", str(task.rounds), *serve]
+    with Children(folder) as children:
+        for name, event in run_federation(children, keys, flags, arguments, modules):
+            if name == "server" and event["event"] == "announced":
+                log.info("round %(round)d is announced", event)
 
 
 def _failed_check(error: ChildFailedError) -> tuple[str, str] | None:
