@@ -5,10 +5,18 @@ from hypothesis import settings
 
 import hefl
 from hefl.ckks.context import Identity, PublicContext, SecretContext
+from hefl.ckks.selftest import check_kernels
+from hefl.params import RINGS
 
 # No deadline: a shared core may pause any example.
 settings.register_profile("hefl", deadline=None)
 settings.load_profile("hefl")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernels once, where several processes are to start tests and would each compile them."""
+    if session.config.getoption("numprocesses", None):
+        check_kernels(RINGS[0])
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,7 @@ def wide_run(keys: Federation, tmp_path_factory: pytest.TempPathFactory) -> Reco
 # --- what is so -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["run", "wide_run"])
+@pytest.mark.parametrize("which", [pytest.param("run", marks=pytest.mark.slow), "wide_run"])
 def test_every_round_of_a_real_run_is_accepted_and_decodes_to_the_clients_own_model(
     which: str, key: Key, request: pytest.FixtureRequest
 ) -> None:
