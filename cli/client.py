@@ -22,7 +22,7 @@ from hefl.cli.options import (
 )
 from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import echo
+from hefl.cli.terminal import say
 from hefl.params import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _print_round(report: RoundReport) -> None:
     if report.round == 0:
         return
     numbers = ", ".join(f"{k} {v:.4f}" if v is not None else f"{k} missing" for k, v in report.metrics.items())
-    echo(f"model {report.model} of {report.rounds}: {numbers}" if report.model else f"initial model: {numbers}")
+    say(f"model {report.model} of {report.rounds}: {numbers}" if report.model else f"initial model: {numbers}")
 
 
 def _print_round_json(report: RoundReport) -> None:

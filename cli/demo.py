@@ -12,7 +12,7 @@ import click
 from hefl.cli.interrupts import raised
 from hefl.cli.options import engine_option, json_option, partition_option, print_json
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear, echo, print_table
+from hefl.cli.terminal import clear, echo, print_table, say
 from hefl.params import CLIENT_LIES, DATA_SETS, DEFAULT_ENGINE, LIES
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def demo(
                 run_tampered(Path(folder), task, tamper)
             came_of_it = run_with_lying_client(Path(folder), task, tamper)
         clear()
-        click.echo(came_of_it)
+        say(came_of_it)
         return
     report_path, curves_path = out / "report.json", out / "curves.png"
     found = [path for path in (report_path, curves_path) if path.exists()]
@@ -120,7 +120,7 @@ def demo(
         print_json(report)
         return
     _print(report, verbose=verbose)
-    click.echo(f"{report_path} and {curves_path} have it all")
+    say(f"{report_path} and {curves_path} have it all")
 
 
 def _print(report: Report, *, verbose: bool) -> None:
@@ -134,10 +134,10 @@ def _print(report: Report, *, verbose: bool) -> None:
         f"{(course['final']['accuracy'] or 0.0) * rows:.0f} of {rows}"
         for course in (report, report["plaintext"], report["pooled"])
     )
-    click.echo(f"right: {right} validation rows; plaintext: {plain}; pooled data: {pooled}")
-    click.echo(f"largest difference of a model from the exact weighted mean: {report['max_abs_difference']:.1e}")
+    say(f"right: {right} validation rows; plaintext: {plain}; pooled data: {pooled}")
+    say(f"largest difference of a model from the exact weighted mean: {report['max_abs_difference']:.1e}")
     proved = "every aggregate proved to be the announced sum" if report["verified"] else "this engine cannot prove sums"
-    click.echo(f"verified: {str(report['verified']).lower()} ({proved})")
+    say(f"verified: {str(report['verified']).lower()} ({proved})")
 
 
 def _print_rounds(what: str, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ from hefl.cli.interrupts import raised
 from hefl.cli.options import check_absent, check_target, json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear
+from hefl.cli.terminal import clear, say
 
 
 @click.command()
@@ -55,4 +55,4 @@ def export(
         print_json({"event": "exported", "path": str(target), "round": model.round, "verified": model.verified})
         return
     proved = "verified" if model.verified else "not verified: its engine cannot prove sums"
-    click.echo(f"the model of round {model.round} is in {target} ({proved})")
+    say(f"the model of round {model.round} is in {target} ({proved})")

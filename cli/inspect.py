@@ -9,7 +9,7 @@ import click
 
 from hefl.cli.options import json_option, print_json
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear
+from hefl.cli.terminal import clear, say
 
 if TYPE_CHECKING:
     from hefl.findings import Finding
@@ -44,11 +44,11 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
         )
     of = sorted({str(f.ties.identity) for f in findings if f.ties.identity})
     if len(findings) > 1 and not as_json:
-        click.echo(f"together: {', '.join(of) or 'no federation is named'}; nothing is wrong")
+        say(f"together: {', '.join(of) or 'no federation is named'}; nothing is wrong")
 
 
 def _print(finding: Finding) -> None:
-    click.echo(f"{finding.path}: {finding.what}")
+    say(f"{finding.path}: {finding.what}")
     rows = list(finding.details)
     if finding.ties.identity:
         whom = f", issued to {finding.ties.holder}" if finding.ties.holder else ""
@@ -61,7 +61,7 @@ def _print(finding: Finding) -> None:
         if problem.hint:
             rows.append(("hint", problem.hint))
     for label, text in rows:
-        click.echo(f"  {label + ':':<9} {text}")
+        say(f"  {label + ':':<9} {text}", indent=12)
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

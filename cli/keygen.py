@@ -11,7 +11,7 @@ from hefl.cli.interrupts import raised
 from hefl.cli.options import json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, new_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear
+from hefl.cli.terminal import clear, say
 from hefl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def keygen(
     if as_json:
         print_json({"event": "created", **_facts(made)})
         return
-    click.echo(f"{made.identity} is in {made.folder}:")
+    say(f"{made.identity} is in {made.folder}:")
     _say_where(made, made.clients)
 
 
@@ -112,27 +112,30 @@ def _report_change(made: Federation, wanted: Change, *, as_json: bool) -> None:
         return
     if wanted.rotates:
         gone = f"; {', '.join(sorted(wanted.revoke))} revoked" if wanted.revoke else ""
-        click.echo(f"{made.identity} is in {made.folder}, with new keys for all{gone}. Hand out every folder again:")
+        say(f"{made.identity} is in {made.folder}, with new keys for all{gone}. Hand out every folder again:")
     elif wanted.renew:
-        click.echo(f"{made.identity} has new certificates in {made.folder}. Hand out every folder again:")
+        say(f"{made.identity} has new certificates in {made.folder}. Hand out every folder again:")
     else:
-        click.echo(f"{made.identity} has {len(made.clients)} clients now. Copy server/ again:")
-        click.echo(f"  {made.folder}/server/clients.hefl  to the server's folder; a server that runs picks it up")
+        say(f"{made.identity} has {len(made.clients)} clients now. Copy server/ again:")
+        say(f"  {made.folder}/server/clients.hefl  to the server's folder; a server that runs picks it up", indent=4)
         for name in sorted(wanted.add):
-            click.echo(f"  {made.folder}/clients/{name}/  to {name} alone, by a channel you trust")
+            say(f"  {made.folder}/clients/{name}/  to {name} alone, by a channel you trust", indent=4)
         return
     _say_where(made, made.clients)
     if wanted.rotates:
-        click.echo("Models that a client keeps are read with its old keys alone. Before its folder is replaced, it")
-        click.echo("runs 'hefl export' for what it still wants, or puts its old secret.hefl by.")
-    click.echo("Then restart the server and the clients.")
+        say(
+            "Models that a client keeps are read with its old keys alone. Before its folder is replaced, it runs "
+            "'hefl export' for what it still wants, or puts its old secret.hefl by.",
+            indent=0,
+        )
+    say("Then restart the server and the clients.")
 
 
 def _say_where(made: Federation, names: tuple[str, ...]) -> None:
-    click.echo(f"  {made.folder}/server/  to the machine at {made.urls[0]}")
+    say(f"  {made.folder}/server/  to the machine at {made.urls[0]}", indent=4)
     for name in names:
-        click.echo(f"  {made.folder}/clients/{name}/  to {name} alone, by a channel you trust")
-    click.echo(f"  {made.folder}/authority/  to lock away, offline")
+        say(f"  {made.folder}/clients/{name}/  to {name} alone, by a channel you trust", indent=4)
+    say(f"  {made.folder}/authority/  to lock away, offline", indent=4)
 
 
 def _facts(made: Federation) -> dict[str, object]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hefl.cli.terminal import echo
+from hefl.cli.terminal import echo, say
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,7 +68,8 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            echo(self.format(record), err=True)
+            write = say if isinstance(self.formatter, TextFormatter) else echo
+            write(self.format(record), err=True)
         except Exception:
             self.handleError(record)
 

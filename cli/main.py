@@ -69,8 +69,9 @@ def _command_of(name: str) -> click.Command | None:
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""\b
-Exit codes: 0 done; 1 failed; 2 called wrongly; 3 keys, certificates, versions or parameters;
-4 the peer broke the protocol; 5 unreachable or timed out; 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 called wrongly;
+  3 keys, certificates, versions or parameters; 4 the peer broke the protocol;
+  5 unreachable or timed out; 130 interrupted.
 
 \b
 Completion of commands and flags, for this shell or in its startup file:

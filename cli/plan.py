@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 
 import click
 
 from hefl.cli.options import json_option, precision_option, print_json
 from hefl.cli.progress import show_progress
-from hefl.cli.terminal import clear
+from hefl.cli.terminal import clear, say
 from hefl.errors import UsageError
 from hefl.params import (
     CONNECTION_BYTES,
@@ -72,29 +73,28 @@ def plan(values: int, clients: int | None, precision: int, weights: str | None, 
     if as_json:
         print_json(facts)
         return
-    click.echo(f"for:     {values:,} values (--values), {clients} clients (--clients)")
-    click.echo(
+    row = partial(say, indent=9)
+    row(f"for:     {values:,} values (--values), {clients} clients (--clients)")
+    row(
         f"ring:    degree {chosen.ring.degree}, {chosen.limbs} limbs of {chosen.limb_bits} bits; "
         f"{chosen.lanes} values of {chosen.width_bits} bits in a coefficient, below them {chosen.margin_bits} for noise"
     )
     if reduced.off_by:
-        click.echo(
-            f"weights: rounded to a total of {reduced.total}; a share is off by up to {reduced.off_by:.2g} of itself"
-        )
+        row(f"weights: rounded to a total of {reduced.total}; a share is off by up to {reduced.off_by:.2g} of itself")
     else:
-        click.echo(f"weights: exact, total {reduced.total} after division by their greatest common divisor")
+        row(f"weights: exact, total {reduced.total} after division by their greatest common divisor")
     for label, size in (("up:     ", facts["bytes_up"]), ("down:   ", facts["bytes_down"])):
-        click.echo(f"{label} {size:,} bytes a client and round, {size / values:.2f} a value (float32: 4)")
-    click.echo(
+        row(f"{label} {size:,} bytes a client and round, {size / values:.2f} a value (float32: 4)")
+    row(
         f"memory:  {facts['server_memory_bytes'] / 1e6:,.0f} MB at the server: {SERVER_BYTES / 1e6:.0f} for its "
         f"program, {sum_bytes / 1e6:,.1f} for a sum, {CONNECTION_BYTES / 1e6:.1f} for each client's connections; "
         f"{facts['client_memory_bytes'] / 1e6:,.1f} MB at a client, beside its program and model"
     )
-    click.echo(
+    row(
         f"disk:    {facts['server_disk_bytes'] / 1e6:,.0f} MB at the server: a round's updates, and the last "
         f"{KEEP_AGGREGATES} aggregates"
     )
-    click.echo(
+    row(
         f"error:   sums are exact; an average differs from that of unrounded values by at most "
         f"{chosen.error_bound:.2g} of a tensor's range"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hefl.cli.options import json_option, print_json
+from hefl.cli.terminal import say
 
 if TYPE_CHECKING:
     from hefl.journal import Moment
@@ -42,17 +43,17 @@ def status(state: Path, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"run {run.run[:8]} of {length(run)}: {describe(run)}")
+    say(f"run {run.run[:8]} of {length(run)}: {describe(run)}")
     left_s = _left_s(moment)
     if run.is_over:
         if run.lacking:
             waits = "not known to have the result" if run.phase is Phase.ENDED else "may not have the result yet"
-            click.echo(f"{waits}: {', '.join(run.lacking)}")
+            say(f"{waits}: {', '.join(run.lacking)}")
     elif run.awaited:
         until = (
             "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"
         )
-        click.echo(f"waits for {', '.join(run.awaited)}{until}")
+        say(f"waits for {', '.join(run.awaited)}{until}")
 
 
 def _left_s(moment: Moment) -> float | None:

@@ -1,11 +1,12 @@
 """What a command writes: lines, above what is displayed at the bottom of the terminal while it works.
 
-Every line goes through ``echo``. Written past the display, a line would be glued to it.
+Every line goes through ``echo`` or ``say``. Written past the display, a line would be glued to it.
 """
 
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_COLUMNS = 80
+MIN_COLUMNS = 20
+"""A terminal this narrow, or whose size is not known, breaks lines where it will."""
 
 _displayed: Live | None = None
 
@@ -58,6 +61,27 @@ def echo(text: str, *, err: bool = False) -> None:
         _displayed.console.out(text, highlight=False)
     else:
         click.echo(text, err=err)
+
+
+def say(text: str, *, err: bool = False, indent: int = 2) -> None:
+    """Sentences for a person. Where they go to a terminal they break between words, so that none is torn apart.
+
+    Args:
+        text: One line, or several.
+        err: They go to stderr.
+        indent: Spaces before what goes on in another row.
+    """
+    echo("\n".join(_broken(text, 2 if err else 1, indent)), err=err)
+
+
+def _broken(text: str, to: int, indent: int) -> list[str]:
+    lines = text.split("\n")
+    columns = os.get_terminal_size(to).columns if os.isatty(to) else 0
+    if columns <= MIN_COLUMNS:
+        return lines
+    wrapper = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+    wrapper.subsequent_indent = " " * indent
+    return [row for line in lines for row in wrapper.wrap(line) or [""]]
 
 
 def print_table(table: Table) -> None:
