@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hefl.report import Report
+
+log = logging.getLogger("hefl")
 
 
 def _explained(lies: Mapping[str, str]) -> str:
@@ -87,8 +90,9 @@ def demo(
     if tamper:
         if engine != DEFAULT_ENGINE:
             raise EngineError(f"engine {engine!r} verifies nothing, and would notice no lie", hint="--engine packed")
-        what = LIES.get(tamper) or CLIENT_LIES[tamper]
-        progress.step(f"training with the lie {tamper}: {what}")
+        liar, what = ("server", LIES[tamper]) if tamper in LIES else ("last client", CLIENT_LIES[tamper])
+        log.info("the lie %s: the %s %s", tamper, liar, what)
+        progress.step(f"training with the lie {tamper}")
         with raised(), tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
             if tamper in LIES:
                 run_tampered(Path(folder), task, tamper)
@@ -105,7 +109,7 @@ def demo(
     trainings = {}
     with raised():
         for which in (engine, "plaintext"):
-            progress.step(f"making keys, and starting a server and {clients} clients for engine {which}")
+            progress.step(f"{which}: making keys, starting a server and {clients} clients")
             with tempfile.TemporaryDirectory(prefix="hefl-demo-") as folder:
                 trainings[which] = run_training(Path(folder), task, which, tell)
         progress.step("training on the pooled data")

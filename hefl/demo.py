@@ -219,7 +219,11 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
         said, check = _failed_check(error) or (plain[-1].removeprefix("hefl: "), UploadError.check)
         if error.name == liar:
             return f"{liar} lied ({lie}), and the server refused it: {said}"
-        raise TamperError(f"{liar} lied ({lie}), and {error.name} stopped: {said}", check=check) from error
+        raise TamperError(
+            f"{liar} lied ({lie}), and {error.name} stopped: {said}",
+            hint="find out which client it is, and take it out with 'hefl keygen --revoke'",
+            check=check,
+        ) from error
     if (outcome := CAME_OF.get(OUTCOMES[lie])) is None:
         raise HeflError(f"{liar} lied ({lie}), and nobody noticed", hint="that must never happen: please report it")
     return f"{liar} lied ({lie}): {outcome}"

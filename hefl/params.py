@@ -169,7 +169,7 @@ LIES: Mapping[str, str] = {
     "member-twice": "names the first client twice, and adds its update twice",
     "other-seed": "names another seed for the first client's update",
     "replay-update": "counts the first client's update of the round before",
-    "replay-seed": "does that, and names that update's seed",
+    "replay-seed": "counts an update of the round before, and names its seed",
     "replay-sum": "publishes the sum of the round before once more",
     "one-upload": "publishes the first client's update as the sum",
     "swap-blocks": "exchanges two blocks of the sum",
@@ -188,7 +188,7 @@ LIES: Mapping[str, str] = {
 
 CLIENT_LIES: Mapping[str, str] = {
     "off-range": "states a range off by one, so that no sum can be used",
-    "re-weigh": "does that, under other numbers of examples each time",
+    "re-weigh": "states a range off by one, and other numbers of examples each time",
     "noise": "encrypts with too much noise, so that no sum can be used",
     "negative-count": "counts fewer than no values that were cut",
     "false-tag": "sends a false tag, as if the server had lied",

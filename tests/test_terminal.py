@@ -12,7 +12,6 @@ from terminal import Terminal
 
 from hefl.keys import authority
 
-
 COLUMNS = 44
 
 
