@@ -36,7 +36,6 @@ CONNECT_S = 10.0
 """So long may TCP take, and so long TLS, or a proxy."""
 CHUNK_BYTES, PIECE_BYTES = 1 << 20, 1 << 17
 """Of a file that comes, and of one that goes: a slow line takes a piece in READ_TIMEOUT_S."""
-PROBE_AFTER_S = 0.2
 AGAIN = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 """Refusals after which it is worth trying again."""
 PROXY_REFUSES = (
@@ -298,14 +297,11 @@ class Connection:
                 f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
                 hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
             ) from error
-        await asyncio.sleep(PROBE_AFTER_S)
-        # A server that has died closes all connections, and takes none.
-        if self._may_be_refused(error) and await asyncio.to_thread(self._route.is_open):
-            # With TLS 1.3 a server refuses a certificate only after the handshake: all that shows is this.
+        context = self._folder.credentials.client_context()
+        if refusal := await asyncio.to_thread(self._route.refusal, context):
             raise CertificateError(
-                f"{self.url} closed the connection at the first request",
-                hint=f"it seems to refuse the certificate in {self._folder.path}: is that of the server's federation, "
-                "and has it expired? The server's log may say more",
+                f"{self.url} refuses the certificate in {self._folder.path}: {refusal}",
+                hint="is it of the server's federation, and has it expired? The server's log may say more",
             ) from error
 
     def _server_certificate_error(self, error: Exception) -> HeflError:

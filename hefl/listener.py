@@ -173,8 +173,14 @@ class LeanTLS(SSLProtocol):
     max_size = BUFFER_BYTES
 
     def __init__(
-        self, context: ssl.SSLContext, above: asyncio.Protocol, ready: asyncio.Future[None], limit_s: float
+        self,
+        taken: socket.socket,
+        context: ssl.SSLContext,
+        above: asyncio.Protocol,
+        ready: asyncio.Future[None],
+        limit_s: float,
     ) -> None:
+        self._taken = taken
         super().__init__(
             asyncio.get_running_loop(),
             above,
@@ -185,6 +191,12 @@ class LeanTLS(SSLProtocol):
             ssl_shutdown_timeout=limit_s,
         )
         self._set_read_buffer_limits(BUFFER_BYTES)  # type: ignore[attr-defined] # it is there
+
+    def _on_handshake_complete(self, handshake_exc: BaseException | None) -> None:
+        if handshake_exc:  # asyncio drops the alert by which TLS says why
+            with suppress(OSError):
+                self._taken.send(self._outgoing.read())  # type: ignore[attr-defined] # it is there
+        super()._on_handshake_complete(handshake_exc)
 
 
 class Connection(web.RequestHandler):
@@ -226,7 +238,7 @@ class Connection(web.RequestHandler):
             if context is None:
                 await loop.connect_accepted_socket(lambda: self, taken)
                 return
-            tls = LeanTLS(context, self, ready, self._listener.limits.patience_s)
+            tls = LeanTLS(taken, context, self, ready, self._listener.limits.patience_s)
             self._below, _ = await loop.connect_accepted_socket(lambda: tls, taken)
             try:
                 await ready

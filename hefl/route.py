@@ -14,6 +14,19 @@ from hefl.errors import UsageError
 
 PROBE_S = 5.0
 """How long a look at a server may take."""
+REFUSES_WITHIN_S = 2.0
+"""A server that says nothing for so long after a handshake takes the client's certificate."""
+ALERTS = {
+    "ACCESS_DENIED",
+    "BAD_CERTIFICATE",
+    "CERTIFICATE_EXPIRED",
+    "CERTIFICATE_REQUIRED",
+    "CERTIFICATE_REVOKED",
+    "CERTIFICATE_UNKNOWN",
+    "UNKNOWN_CA",
+    "UNSUPPORTED_CERTIFICATE",
+}
+"""What TLS calls the reasons for which a certificate is refused (RFC 8446, section 6.2)."""
 HTTP_PORT, HTTPS_PORT = 80, 443
 
 C = TypeVar("C", bound=http.client.HTTPConnection)
@@ -42,13 +55,24 @@ class Route:
     def __str__(self) -> str:
         return f"{self.url} through the proxy {shown(self.proxy)}" if self.proxy else self.url
 
-    def is_open(self) -> bool:
-        """Whether somebody takes connections there. Waits for it."""
+    def refusal(self, context: ssl.SSLContext) -> str | None:
+        """How a server refuses the certificate of a client's context; None where it does not. Waits for it.
+
+        With TLS 1.3 a server does so after the handshake, by an alert. One that dies sends none.
+        """
         try:
-            self._call(http.client.HTTPConnection).close()
+            connection = self._call(http.client.HTTPSConnection, context=context)
+            try:
+                connection.sock.settimeout(REFUSES_WITHIN_S)
+                connection.sock.recv(1)
+            finally:
+                connection.close()
+        except ssl.SSLError as error:
+            alert = (error.reason or "").rpartition("_ALERT_")[2]
+            return alert.lower().replace("_", " ") if alert in ALERTS else None
         except (OSError, http.client.HTTPException):
-            return False
-        return True
+            return None
+        return None
 
     def certificate(self) -> bytes:
         """The certificate that is shown there, DER, whatever it is. Waits for it.

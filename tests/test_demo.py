@@ -42,7 +42,7 @@ def test_the_demo_in_a_pipe_says_how_far_it_is_and_prints_no_phases_unasked(tmp_
     demo = Command("demo", "--out", "out", "--engine", "tenseal", cwd=tmp_path)
     assert demo.wait(110) == 0, demo.error
     check_iris(tmp_path, "tenseal", demo.out)
-    assert len([line for line in demo.out if ROW.fullmatch(line)]) == 21
+    assert len([line for line in demo.out if ROW.fullmatch(line.rstrip())]) == 21
     assert "quantise" not in "\n".join(demo.out)
     assert "10 of 20 rounds" in demo.error
 

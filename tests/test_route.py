@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import logging
-import socket
+import shutil
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from hefl.cli.proxy import proxy_from_environment
 from hefl.errors import UsageError
 from hefl.keys import authority
 from hefl.keys.authority import Change
+from hefl.keys.party import read_client_folder
 from hefl.route import Route
 
 NAME = "fl.example.org"
@@ -195,11 +197,22 @@ def test_a_wrong_server_behind_a_proxy_is_named_as_without_one(
         refused(client, 3, f"is of {keys.made.identity}", f"this client of {stranger.made.identity}")
 
 
-def test_a_look_through_a_proxy_says_whether_the_server_is_there(proxy: ConnectProxy) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+def test_a_refusal_is_told_by_the_servers_alert_through_a_proxy_too(
+    keys: Federation, tmp_path: Path, proxy: ConnectProxy
+) -> None:
+    """Who is the server's own client, or finds no server, is not refused."""
+    own = read_client_folder(keys.folder / "clients/alice").credentials.client_context()
+    other = authority.create(tmp_path / "other", ["alice", "bob"], ("127.0.0.1",)).folder
+    folder = tmp_path / "mixed"
+    shutil.copytree(other / "clients/alice", folder)
+    shutil.copy(keys.folder / "clients/alice/ca.crt", folder)
+    context = ssl.create_default_context(cafile=folder / "ca.crt")
+    context.load_cert_chain(folder / "client.crt", folder / "client.key")
+    with keys:
+        server = keys.serve(tmp_path / "server")
         for through in (None, f"http://127.0.0.1:{proxy.port}"):
-            assert Route(f"https://127.0.0.1:{port}", through, insecure_http=False).is_open()
-    assert not Route(f"https://127.0.0.1:{port}", None, insecure_http=False).is_open()
-    with ConnectProxy("502 Bad Gateway") as refusing:
-        assert not Route(f"https://fl:{port}", f"127.0.0.1:{refusing.port}", insecure_http=False).is_open()
+            route = Route(keys.url, through, insecure_http=False)
+            assert route.refusal(context) == "unknown ca"
+            assert route.refusal(own) is None
+        server.stop()
+        assert route.refusal(context) is None

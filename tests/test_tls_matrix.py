@@ -186,12 +186,15 @@ AT_CLIENT = {
 
 
 @contextmanager
-def false_server(shown: Credentials, *, takes_all: bool = True) -> Iterator[str]:
-    """Something that speaks TLS with a certificate, and never gets to hear a request; its URL."""
+def false_server(shown: Credentials, *, takes_all: bool = True, heard: list[bytes] | None = None) -> Iterator[str]:
+    """Something that speaks TLS with a certificate, and closes each connection after a request; its URL.
+
+    Nobody may tell it anything, unless what it has heard is asked for.
+    """
     context, done = shown.server_context(), threading.Event()
     if takes_all:
         context.verify_mode = ssl.CERT_NONE
-    heard: list[bytes] = []
+    told: list[bytes] = [] if heard is None else heard
 
     def serve(listener: socket.socket) -> None:
         while not done.is_set():
@@ -202,7 +205,7 @@ def false_server(shown: Credentials, *, takes_all: bool = True) -> Iterator[str]
             connection.settimeout(5)
             try:
                 with context.wrap_socket(connection, server_side=True) as secured:
-                    heard.append(secured.recv(100))
+                    told.append(secured.recv(100))
             except OSError:
                 connection.close()
 
@@ -217,7 +220,7 @@ def false_server(shown: Credentials, *, takes_all: bool = True) -> Iterator[str]
         finally:
             done.set()
             thread.join()
-    assert not any(heard), "the client told the false server something"
+    assert heard is not None or not any(told), "the client told the false server something"
 
 
 @pytest.mark.parametrize("bad", BADS)
@@ -286,7 +289,20 @@ def test_a_client_that_the_server_refuses_in_tls_ends_with_3_and_a_hint(keys: Fe
     other = CertificateAuthority.new(keys.made.identity, 30).certificate
     with false_server(dataclasses.replace(true, root=other), takes_all=False) as url, keys:
         client = keys.client("alice", tmp_path / "alice", "--server", url)
-        refused(client, "closed the connection at the first request", "seems to refuse the certificate")
+        refused(client, "refuses the certificate in", ": unknown ca", "is it of the server's federation")
+
+
+def test_a_server_that_dies_whenever_it_is_asked_is_not_taken_for_one_that_refuses(
+    keys: Federation, tmp_path: Path
+) -> None:
+    """It listens again before the client looks: only an alert of TLS shows a refusal."""
+    true = as_it_is(keys.folder / "server", "server")
+    heard: list[bytes] = []
+    with false_server(true, heard=heard) as url, keys:
+        client = keys.client("alice", tmp_path / "alice", "--server", url, "--connect-timeout", "1")
+        assert client.wait() == 5, client.error
+    assert "did not answer for" in client.error
+    assert len([request for request in heard if request]) >= 3
 
 
 # --- what expires soon ------------------------------------------------------------------------------------------------
