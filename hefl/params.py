@@ -188,7 +188,7 @@ LIES: Mapping[str, str] = {
 
 CLIENT_LIES: Mapping[str, str] = {
     "off-range": "states a range off by one, so that no sum can be used",
-    "re-weigh": "states a range off by one, and other numbers of examples each time",
+    "re-weigh": "states a range off by one, other num_examples each time",
     "noise": "encrypts with too much noise, so that no sum can be used",
     "negative-count": "counts fewer than no values that were cut",
     "false-tag": "sends a false tag, as if the server had lied",
