@@ -46,9 +46,9 @@ def plan(values: int, clients: int | None, precision: int, weights: str | None, 
     most that a server takes; its first round, which carries one client's initial float32 values bit for bit, counts.
     """
     show_progress("choosing a ring", as_json=as_json)
-    from hefl.ckks.pool import usable_cores
+    from hefl.ckks.parallel import usable_cores
+    from hefl.ckks.plan import choose_plan, reduce_weights
     from hefl.fixedpoint import initial_words
-    from hefl.plan import choose_plan, reduce_weights
 
     clients = clients or (max(len(weights.split(",")), MIN_CLIENTS) if weights else EXAMPLE_CLIENTS)
     reduced = reduce_weights({str(i): number for i, number in enumerate(_numbers(weights, clients))})

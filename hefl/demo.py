@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from hefl.ckks.plan import reduce_weights
 from hefl.codec import Metrics
 from hefl.errors import HeflError, TamperError, UploadError, UsageError
 from hefl.examples import load_example
 from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
 from hefl.keys import authority
-from hefl.plan import reduce_weights
 from hefl.processes import ChildFailedError, Children, Event, run_federation
 from hefl.trainer import GuardedTrainer
 

@@ -21,10 +21,10 @@ import hefl
 from hefl import errors, wire
 from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
 from hefl.ckks.packed import PackedEngine
+from hefl.ckks.plan import choose_plan, weights_in
 from hefl.errors import HeflError, TamperError, UploadError
 from hefl.history import Announcement, MemberEntry, Participant, Record, genesis
 from hefl.params import RINGS
-from hefl.plan import choose_plan, weights_in
 from hefl.updates import Summation, read_aggregate
 
 FOLDER = Path(__file__).parent / "vectors"

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.ckks.bits import pack_block, unpack_block
+from hefl.ckks.bitpacking import pack_block, unpack_block
 from hefl.ckks.jit import kernel
 from hefl.ckks.lanes import Lanes
+from hefl.ckks.ntt import U32, invert, to_columns
+from hefl.ckks.plan import Plan
 from hefl.ckks.ring import Basis, basis_of
 from hefl.ckks.sampling import Streams, require_drawn, uniform, words_for
-from hefl.ckks.transform import U32, invert, to_columns
 from hefl.errors import MalformedError
-from hefl.plan import Plan
 
 
 @kernel

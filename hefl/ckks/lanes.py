@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.jit import kernel
+from hefl.ckks.ntt import U32, U64
 from hefl.ckks.ring import Basis, add_products, combine, separate
 from hefl.ckks.sampling import I32
-from hefl.ckks.transform import U32, U64
 
 I64 = NDArray[np.int64]
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import SecretContext
 from hefl.ckks.jit import kernel
+from hefl.ckks.ntt import U32, U64
 from hefl.ckks.ring import Basis
 from hefl.ckks.sampling import draw_uniform
-from hefl.ckks.transform import U32, U64
 from hefl.errors import MalformedError
 from hefl.params import TAG_REPEATS as REPEATS
 

@@ -20,16 +20,17 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.ckks.bits import add_multiple
+from hefl.ckks.bitpacking import add_multiple
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.ckks.lanes import I64, LANE, NOISE, TOP
 from hefl.ckks.mac import Mac, tag_from_bytes, tag_to_bytes
-from hefl.ckks.pool import ordered_map, usable_cores
+from hefl.ckks.ntt import U32, U64
+from hefl.ckks.parallel import ordered_map, usable_cores
+from hefl.ckks.plan import Plan, Weights, choose_plan, largest_total, weights_in
 from hefl.ckks.ring import shoup
 from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
-from hefl.ckks.transform import U32, U64
 from hefl.codec import Sum
 from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write, check_members
 from hefl.errors import EngineError, MalformedError, ParametersError, TamperError, UploadError
@@ -45,7 +46,6 @@ from hefl.params import (
     WEIGHT_BUDGET,
     Ring,
 )
-from hefl.plan import Plan, Weights, choose_plan, largest_total, weights_in
 
 
 class PackedEngine:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.jit import kernel
-from hefl.ckks.transform import TAIL, U32, U64, fill_powers, invert, smallest_root, transform
+from hefl.ckks.ntt import TAIL, U32, U64, fill_powers, invert, smallest_root, transform
 from hefl.params import Ring
 
 

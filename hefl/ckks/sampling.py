@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from hefl.ckks.jit import kernel
-from hefl.ckks.transform import U32
+from hefl.ckks.ntt import U32
 from hefl.errors import KernelError
 from hefl.params import NOISE_VARIANCE
 

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.ckks import bits, blocks, jit, mac, ring, sampling, transform
+from hefl.ckks import bitpacking, blocks, jit, mac, ntt, ring, sampling
 from hefl.ckks.lanes import LANE, NOISE, TOP, Lanes
+from hefl.ckks.ntt import TAIL, U32, U64
 from hefl.ckks.ring import Basis, basis_of
 from hefl.ckks.sampling import Streams
-from hefl.ckks.transform import TAIL, U32, U64
 from hefl.params import NOISE_BOUND, TAG_REPEATS, Ring
 
 _KEY = bytes(range(32))
@@ -72,10 +72,10 @@ def _roots_are_right(basis: Basis) -> bool:
         root = _root(basis, j)
         powers = _powers(root, q, 2 * n)
         table = np.empty(n, np.uint32)
-        transform.fill_powers(np.uint64(root), np.uint64(q), table)
+        ntt.fill_powers(np.uint64(root), np.uint64(q), table)
         if powers[n] != q - 1 or powers[1::2].min() != root or (table != powers[order]).any():
             return False
-        smallest = transform.smallest_root(np.uint64(powers[3]), np.uint64(q), n)
+        smallest = ntt.smallest_root(np.uint64(powers[3]), np.uint64(q), n)
         if smallest != root or (basis.forward.head[j] != table[: n // TAIL]).any():
             return False
     return True
@@ -157,15 +157,15 @@ def _packing_is_right(basis: Basis) -> bool:
     """Bits on the wire are the residues', lowest first; and the way back, which tells a residue that is not reduced."""
     residues, width = _residues(basis, 4), basis.limb_bits
     words = np.empty(residues.size * width // 32, np.uint32)
-    bits.pack_block(residues, width, words)
+    bitpacking.pack_block(residues, width, words)
     ones = (residues.reshape(-1, 1) >> np.arange(width, dtype=np.uint32) & np.uint32(1)).astype(np.uint8)
     if np.packbits(ones, bitorder="little").tobytes() != words.tobytes():
         return False
     back, unreduced = np.empty_like(residues), residues.copy()
-    reduced = bits.unpack_block(words, width, basis.moduli, back)
+    reduced = bitpacking.unpack_block(words, width, basis.moduli, back)
     unreduced[-1, -1] = basis.moduli[-1]
-    bits.pack_block(unreduced, width, words)
-    return bool(reduced and (back == residues).all() and not bits.unpack_block(words, width, basis.moduli, back))
+    bitpacking.pack_block(unreduced, width, words)
+    return bool(reduced and (back == residues).all() and not bitpacking.unpack_block(words, width, basis.moduli, back))
 
 
 def _multiples_are_right(basis: Basis) -> bool:
@@ -173,7 +173,7 @@ def _multiples_are_right(basis: Basis) -> bool:
     total, residues, moduli = _residues(basis, 5), _residues(basis, 6), _wide(basis.moduli)[:, None]
     factors = basis.moduli - np.uint32(2)
     expected = (_wide(total) + _wide(residues) * _wide(factors)[:, None]) % moduli
-    bits.add_multiple(total, residues, factors, ring.shoup(factors, basis.moduli), basis.moduli)
+    bitpacking.add_multiple(total, residues, factors, ring.shoup(factors, basis.moduli), basis.moduli)
     return bool((total == expected).all())
 
 

@@ -28,10 +28,10 @@ from hefl.ckks import packed
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import SecretContext
 from hefl.ckks.packed import PackedEngine
+from hefl.ckks.plan import reduce_weights
 from hefl.engine import Attempt, Member
 from hefl.errors import EngineError, MalformedError, ParametersError, ProtocolError, TamperError, UploadError
 from hefl.params import RINGS
-from hefl.plan import reduce_weights
 
 SECRET = new_secret()
 ENGINE = PackedEngine(threads=1)

@@ -7,8 +7,8 @@ import pytest
 import tenseal.sealapi as seal
 from numpy.typing import NDArray
 
+from hefl.ckks.ntt import TAIL
 from hefl.ckks.ring import basis_of, data_primes
-from hefl.ckks.transform import TAIL
 from hefl.params import RINGS, Ring
 
 BY_DEGREE = pytest.mark.parametrize("ring", RINGS, ids=lambda ring: str(ring.degree))

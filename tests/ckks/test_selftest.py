@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from hefl import quantise
-from hefl.ckks import bits, blocks, jit, lanes, mac, ring, sampling, selftest, transform
+from hefl.ckks import bitpacking, blocks, jit, lanes, mac, ntt, ring, sampling, selftest
 from hefl.errors import KernelError
 from hefl.params import RINGS
 
 # Every kernel that Python calls: its module, and which argument (or result, None) it writes.
 CALLED: list[tuple[Any, str, int | None]] = [
-    (transform, "fill_powers", 2),
-    (transform, "smallest_root", None),
+    (ntt, "fill_powers", 2),
+    (ntt, "smallest_root", None),
     (ring, "transform", 1),
     (ring, "invert", 1),
     (ring, "separate", 4),
@@ -25,10 +25,10 @@ CALLED: list[tuple[Any, str, int | None]] = [
     (sampling, "uniform", None),
     (sampling, "binomial", 1),
     (sampling, "binomial", None),
-    (bits, "pack_block", 2),
-    (bits, "unpack_block", 3),
-    (bits, "unpack_block", None),
-    (bits, "add_multiple", 0),
+    (bitpacking, "pack_block", 2),
+    (bitpacking, "unpack_block", 3),
+    (bitpacking, "unpack_block", None),
+    (bitpacking, "add_multiple", 0),
     (lanes, "encode", 12),
     (lanes, "decode", 12),
     (lanes, "decode", None),
@@ -43,7 +43,7 @@ CALLED: list[tuple[Any, str, int | None]] = [
 
 # Those that only other kernels call: whoever calls them fails with them.
 INNER = {
-    "hefl.ckks.transform": {
+    "hefl.ckks.ntt": {
         "forward_scalar",
         "forward_vector",
         "inverse_scalar",
@@ -53,7 +53,7 @@ INNER = {
     },
     "hefl.ckks.ring": {"add_four_products", "add_product", "add_products"},
     "hefl.ckks.sampling": {"mask_words", "mask_accepted", "count_bits21"},
-    "hefl.ckks.bits": {"pack", "unpack"},
+    "hefl.ckks.bitpacking": {"pack", "unpack"},
     "hefl.ckks.lanes": {"put", "take", "reduce_words", "subtract", "add", "largest"},
     "hefl.ckks.blocks": {"multiply"},
 }

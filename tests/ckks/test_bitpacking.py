@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hefl.ckks.bits import add_multiple, pack_block, unpack_block
+from hefl.ckks.bitpacking import add_multiple, pack_block, unpack_block
 from hefl.ckks.ring import basis_of, shoup
 from hefl.params import RINGS, Ring
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hefl.ckks.jit import kernel
-from hefl.ckks.transform import U32
+from hefl.ckks.ntt import U32
 
 
 @kernel

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hefl.ckks.blocks import lane_layout
+from hefl.ckks.plan import choose_plan, largest_total, reduce_weights, weights_in
 from hefl.errors import ParametersError
 from hefl.params import RINGS
-from hefl.plan import choose_plan, largest_total, reduce_weights, weights_in
 
 VALUES = 1_663_370
 totals = st.one_of(st.integers(1, 2**16), st.sampled_from([1, 2, 3, 2**15, 2**15 + 1, 2**16 - 1, 2**16]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hefl.ckks.pool import ordered_map, usable_cores
+from hefl.ckks.parallel import ordered_map, usable_cores
 from hefl.params import BLOCKS_AT_ONCE
 
 
