@@ -17,9 +17,9 @@ import hefl
 from hefl.bench import REPEATS
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.mac import Mac
-from hefl.ckks.packed import PackedEngine
 from hefl.compact import to_bytes
-from hefl.engine import Attempt
+from hefl.engines.engine import Attempt
+from hefl.engines.packed import PackedEngine
 from hefl.history import Announcement, MemberEntry, Participant, Record, canonical
 
 VALUES = 1_663_370

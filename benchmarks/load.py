@@ -31,16 +31,16 @@ from numpy.typing import NDArray
 from results import note, write
 
 from hefl import wire
-from hefl.ckks.packed import PackedEngine
 from hefl.client import Client
 from hefl.clientstate import ClientState
-from hefl.codec import Metrics
+from hefl.encoding.codec import Metrics
+from hefl.engines.packed import PackedEngine
 from hefl.files import private_folder
 from hefl.history import Announcement, Record
 from hefl.keys import authority
 from hefl.keys.party import read_client_folder
-from hefl.layout import Arrays
 from hefl.learner import Learner
+from hefl.models.layout import Arrays
 from hefl.params import MIN_CLIENTS, PRECISION_BITS
 from hefl.processes import Children
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from hefl.callbacks import RoundReport
     from hefl.clientstate import ClientState
-    from hefl.engine import Weighting
+    from hefl.engines.engine import Weighting
+    from hefl.models.trainer import Trainer
     from hefl.receiving import OnTamper
-    from hefl.trainer import Trainer
 
 
 log = logging.getLogger("hefl")
@@ -178,7 +178,7 @@ def client(
     from hefl.cli.proxy import proxy_from_environment
     from hefl.client import Client
     from hefl.clientstate import FILE, ClientState, is_session
-    from hefl.engine import load_engine
+    from hefl.engines.load import load_engine
     from hefl.files import locked, private_folder, state_folder
     from hefl.keptmodel import BestModel
     from hefl.keys.party import read_client_folder
@@ -253,7 +253,7 @@ def _prepare(kept: ClientState, targets: Mapping[str, Path], again: str | None) 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:
     if trainer is not None:
-        from hefl.trainer import load_trainer
+        from hefl.models.trainer import load_trainer
 
         return load_trainer(trainer)
     from hefl.examples import load_example

@@ -39,7 +39,7 @@ def export(
     progress = show_progress(f"reading the keys in {keys}", as_json=as_json)
     from hefl.keptmodel import read_model
     from hefl.keys.party import read_client_secret
-    from hefl.modelfile import write_model
+    from hefl.models.file import write_model
 
     check_target("--to", target)
     if not force:

@@ -115,7 +115,7 @@ def check_target(flag: str, path: Path) -> None:
     """Refuse now what could not be written in the end."""
     from hefl.errors import UsageError
     from hefl.files import check_writable
-    from hefl.modelfile import check_suffix
+    from hefl.models.file import check_suffix
 
     check_suffix(path)
     folder = path.absolute().parent

@@ -48,7 +48,7 @@ def plan(values: int, clients: int | None, precision: int, weights: str | None, 
     show_progress("choosing a ring", as_json=as_json)
     from hefl.ckks.parallel import usable_cores
     from hefl.ckks.plan import choose_plan, reduce_weights
-    from hefl.fixedpoint import initial_words
+    from hefl.encoding.fixedpoint import initial_words
 
     clients = clients or (max(len(weights.split(",")), MIN_CLIENTS) if weights else EXAMPLE_CLIENTS)
     reduced = reduce_weights({str(i): number for i, number in enumerate(_numbers(weights, clients))})

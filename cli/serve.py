@@ -32,7 +32,7 @@ from hefl.params import (
 )
 
 if TYPE_CHECKING:
-    from hefl.engine import Weighting
+    from hefl.engines.engine import Weighting
     from hefl.page.site import Page
     from hefl.server import Server
 
@@ -159,7 +159,7 @@ def serve(
 
     from hefl.cli.loop import run
     from hefl.decisions import RunSettings, at_start
-    from hefl.engine import load_engine
+    from hefl.engines.load import load_engine
     from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena
     from hefl.journal import FILE, Journal, is_journal, read_settings

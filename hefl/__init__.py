@@ -6,7 +6,7 @@ Clients train one model; the server adds their encrypted updates and sees none o
     generate_secret     a new federation's secret context; ``.public()`` is the server's
     announce, encrypt, aggregate, decrypt
                         one weighted mean of vectors, as bytes
-    Trainer             what a model must do
+    Trainer             what a model must do; TorchTrainer, SklearnTrainer do it for PyTorch and scikit-learn
     RoundReport         what a callback on_round is told
     errors              every error, as one tree
 """
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from hefl.callbacks import RoundReport
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
     from hefl.errors import HeflError
+    from hefl.models.sklearn import SklearnTrainer
+    from hefl.models.torch import TorchTrainer
+    from hefl.models.trainer import Trainer
     from hefl.simulation import Simulation, simulate
-    from hefl.trainer import Trainer
     from hefl.weighted_mean import aggregate, announce, decrypt, encrypt
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ __all__ = [
     "RoundReport",
     "SecretContext",
     "Simulation",
+    "SklearnTrainer",
+    "TorchTrainer",
     "Trainer",
     "aggregate",
     "announce",
@@ -49,7 +53,9 @@ _HOMES = {
     "RoundReport": "hefl.callbacks",
     "SecretContext": "hefl.ckks.context",
     "Simulation": "hefl.simulation",
-    "Trainer": "hefl.trainer",
+    "SklearnTrainer": "hefl.models.sklearn",
+    "TorchTrainer": "hefl.models.torch",
+    "Trainer": "hefl.models.trainer",
     "aggregate": "hefl.weighted_mean",
     "announce": "hefl.weighted_mean",
     "decrypt": "hefl.weighted_mean",

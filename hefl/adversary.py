@@ -16,9 +16,9 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from hefl import server
-from hefl.ckks.packed import PackedEngine
 from hefl.cli.main import main as command_line
 from hefl.coordinator import Coordinator
+from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
 from hefl.history import Announcement, Record
 from hefl.protocol import View

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hefl.decisions import RunSettings
-from hefl.engine import Engine, check_terms
+from hefl.engines.engine import Engine, check_terms
 from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError, UselessSumsError
 from hefl.history import Announcement
 from hefl.params import MAX_VALUES, SILENT_S

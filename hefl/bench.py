@@ -24,12 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.context import SecretContext, generate_secret
-from hefl.codec import Codec, Scales, Sum
 from hefl.demo import client_names
-from hefl.engine import Attempt, Blocks, Engine, Member, Seal, Write, load_engine
+from hefl.encoding.codec import Codec, Scales, Sum
+from hefl.engines.engine import Attempt, Blocks, Engine, Member, Seal, Write
+from hefl.engines.load import load_engine
 from hefl.errors import HeflError
 from hefl.keys import authority
-from hefl.layout import Arrays, Layout, describe
+from hefl.models.layout import Arrays, Layout, describe
 from hefl.params import SLOTS_RING, SLOTS_SCALE_BITS
 from hefl.processes import Children, Event, run_federation
 from hefl.timings import Timings
@@ -162,7 +163,7 @@ def _bench_engine(name: str, values: int, weights: tuple[int, ...], threads: int
 
 def _engine(name: str, threads: int) -> Engine:
     if name == "packed":
-        from hefl.ckks.packed import PackedEngine
+        from hefl.engines.packed import PackedEngine
 
         return PackedEngine(threads=threads)
     return load_engine(name, insecure_plaintext=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hefl.codec import Metrics
+from hefl.encoding.codec import Metrics
 from hefl.errors import TrainerError
-from hefl.trainer import blaming
+from hefl.models.trainer import blaming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

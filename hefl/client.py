@@ -16,8 +16,8 @@ from hefl import protocol
 from hefl.background import work_in_thread
 from hefl.callbacks import OnRound, RoundReport, tell
 from hefl.clientstate import ClientState
-from hefl.codec import Exchange, Metrics
 from hefl.connection import Connection
+from hefl.encoding.codec import Exchange, Metrics
 from hefl.ending import say_how_it_ended, say_who_confirmed
 from hefl.errors import (
     ConflictError,

@@ -17,8 +17,8 @@ from hefl.ckks.context import SecretContext
 from hefl.errors import ExistsError, MalformedError, StateError
 from hefl.files import private_folder, replacing, storing
 from hefl.history import Hex16, Hex32, NumExamples, Record, Value
-from hefl.layout import Arrays, Layout
-from hefl.modelfile import write_model
+from hefl.models.file import write_model
+from hefl.models.layout import Arrays, Layout
 from hefl.oneset import OneSet
 from hefl.params import KEEP_AGGREGATES
 from hefl.patience import Progress
@@ -212,7 +212,7 @@ class ClientState:
         return written.loss if written else None
 
     def write_model(self, path: Path, layout: Layout, arrays: Arrays, loss: float | None = None) -> None:
-        """As modelfile.write_model, and know the file again. Raises as that, and StateError."""
+        """As models.file.write_model, and know the file again. Raises as that, and StateError."""
 
         def note(status: os.stat_result) -> None:
             # Before it takes its place, and beside the one that has it: after a crash either may be there.

@@ -18,7 +18,7 @@ from typing import ClassVar
 from hefl import answers, decisions, events
 from hefl.ckks.context import PublicContext
 from hefl.decisions import RunSettings
-from hefl.engine import Engine
+from hefl.engines.engine import Engine
 from hefl.errors import DiskFullError, MalformedError, ProtocolError, StaleError, StateError
 from hefl.history import Announcement, Record
 from hefl.journal import Journal

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from hefl.codec import Exchange
-from hefl.engine import Terms
+from hefl.encoding.codec import Exchange
+from hefl.engines.engine import Terms
 from hefl.events import Extended, Reopened
 from hefl.history import Announcement, Participant
 from hefl.keptsettings import KeptSettings

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.plan import reduce_weights
-from hefl.codec import Metrics
+from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, TamperError, UploadError, UsageError
 from hefl.examples import load_example
 from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
 from hefl.keys import authority
+from hefl.models.trainer import GuardedTrainer
 from hefl.processes import ChildFailedError, Children, Event, run_federation
-from hefl.trainer import GuardedTrainer
 
 log = logging.getLogger("hefl")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hefl.codec import Scales
-from hefl.layout import Arrays
+from hefl.encoding.codec import Scales
+from hefl.models.layout import Arrays
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from hefl.journal import read_moment
 from hefl.keys import credentials, fields, keyfile, party
 from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
-from hefl.modelfile import SUFFIXES, read_arrays
+from hefl.models.file import SUFFIXES, read_arrays
 
 FIRST_BYTES = 64
 """Enough to tell what a file is."""

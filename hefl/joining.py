@@ -12,8 +12,8 @@ from hefl import protocol
 from hefl.ckks.context import SecretContext
 from hefl.connection import Connection
 from hefl.errors import LayoutError
-from hefl.layout import unseal
 from hefl.learner import Learner
+from hefl.models.layout import unseal
 from hefl.protocol import Join, OtherLayoutError, ReferenceLayout, Welcome
 
 log = logging.getLogger("hefl")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from hefl.ckks.context import Identity
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
 from hefl.errors import ProtocolError, StateError
 from hefl.events import Announced, Event, Published
 from hefl.history import Record, genesis

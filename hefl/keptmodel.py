@@ -9,13 +9,12 @@ from pathlib import Path
 from hefl import protocol, wire
 from hefl.ckks.context import SecretContext
 from hefl.clientstate import ClientState, kept_rounds, naming, read
-from hefl.engine import load_engine
+from hefl.engines.load import load_engine, make_codec
 from hefl.errors import MismatchError, StateError
 from hefl.globalmodel import GlobalModel
 from hefl.history import Record
-from hefl.layout import Arrays, Layout, unseal
+from hefl.models.layout import Arrays, Layout, unseal
 from hefl.updates import read_aggregate
-from hefl.weighting import make_codec
 
 log = logging.getLogger("hefl")
 

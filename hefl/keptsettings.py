@@ -8,7 +8,7 @@ from typing import NoReturn
 import msgspec
 
 from hefl.ckks.context import Identity
-from hefl.engine import Terms, Weighting
+from hefl.engines.engine import Terms, Weighting
 from hefl.errors import EngineError, MismatchError, ParametersError
 from hefl.params import (
     DEFAULT_ENGINE,

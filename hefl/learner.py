@@ -12,13 +12,15 @@ import msgspec
 from hefl import wire
 from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
-from hefl.codec import Averages, Exchange, Metrics, Sum
-from hefl.engine import Engine, Vector, check_terms
+from hefl.encoding.codec import Averages, Exchange, Metrics, Sum
+from hefl.engines.engine import Engine, Vector, check_terms
+from hefl.engines.load import make_codec
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record
-from hefl.layout import Arrays, Layout
-from hefl.modelfile import read_model, write_model
+from hefl.models.file import read_model, write_model
+from hefl.models.layout import Arrays, Layout
+from hefl.models.trainer import Evaluation, GuardedTrainer, Trainer
 from hefl.newcomer import Ranges
 from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
@@ -26,9 +28,7 @@ from hefl.patience import Patience, Progress, of_layout, without
 from hefl.remarks import Remarks, on_averages, on_rounding, say_whether_used
 from hefl.timings import Timings
 from hefl.tracing import Trace
-from hefl.trainer import Evaluation, GuardedTrainer, Trainer
 from hefl.updates import read_aggregate, write_update
-from hefl.weighting import make_codec
 
 log = logging.getLogger("hefl")
 
@@ -54,7 +54,7 @@ class Learner:
         engine: Which must be the server's too.
         seed: For the trainer; never reaches cryptography.
         num_examples: Overrides the trainer's.
-        initial: A file of the model to start from, in place of the trainer's own arrays; see modelfile.
+        initial: A file of the model to start from, in place of the trainer's own arrays; see models.file.
         save_best: Where the best global model so far is kept, as soon as its averaged loss is known; None keeps none.
         patience: Stop after so many rounds without a better averaged validation loss; None never does.
         trace: A folder for what was encrypted and what was decrypted, for a comparison; None keeps nothing.
@@ -416,7 +416,7 @@ class Learner:
         )
 
     def save(self, path: Path, write: Callable[[Path, Layout, Arrays], None] = write_model) -> None:
-        """Write the global model: names, shapes and dtypes as the trainer has them; see modelfile.
+        """Write the global model: names, shapes and dtypes as the trainer has them; see models.file.
 
         Raises:
             StaleError: There is none yet.

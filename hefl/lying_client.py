@@ -16,16 +16,16 @@ import msgspec
 import numpy as np
 
 from hefl import client, learner, wire
-from hefl.ckks import packed
 from hefl.cli.main import main as command_line
-from hefl.codec import Metrics
+from hefl.encoding.codec import Metrics
+from hefl.encoding.fixedpoint import FixedPointCodec
+from hefl.engines import packed
 from hefl.errors import ProtocolError, TamperError
-from hefl.fixedpoint import FixedPointCodec
 from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record
-from hefl.layout import Arrays
+from hefl.models.layout import Arrays
+from hefl.models.trainer import Evaluation
 from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES
-from hefl.trainer import Evaluation
 
 Outcome = Literal["refused", "stopped", "held", "bounded", "seen", "unseen"]
 """What comes of a lie: the server refuses it; all stop; the run waits for the liar; it changes nothing; it is logged;

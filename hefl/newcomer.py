@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hefl.codec import Scales
+from hefl.encoding.codec import Scales
 
 
 @dataclass(frozen=True, slots=True)

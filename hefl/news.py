@@ -9,7 +9,7 @@ from typing import Any
 
 from hefl.allowance import Allowance
 from hefl.decisions import Clock
-from hefl.engine import Engine
+from hefl.engines.engine import Engine
 from hefl.errors import HeflError
 from hefl.history import Announcement, Record
 from hefl.keptsettings import KeptSettings, changes

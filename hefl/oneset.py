@@ -13,10 +13,10 @@ from typing import Annotated
 
 import msgspec
 
-from hefl.engine import Weighting
+from hefl.engines.engine import Weighting
 from hefl.errors import TamperError
 from hefl.history import Announcement, Hex32, Name, NumExamples, Record, Value, canonical
-from hefl.layout import Arrays
+from hefl.models.layout import Arrays
 from hefl.params import MAX_CLIENTS, MAX_USELESS_SUMS
 
 Members = tuple[tuple[Name, NumExamples], ...]

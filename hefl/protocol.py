@@ -26,8 +26,8 @@ from typing import Annotated, TypeVar, get_args
 import msgspec
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.codec import Exchange
-from hefl.engine import Terms, Weighting
+from hefl.encoding.codec import Exchange
+from hefl.engines.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.history import Announcement, Hex16, Hex32, Name, NumExamples, Record, RoundNum, Value
 from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN, PROTOCOL

@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 
 from hefl.background import work_in_thread
 from hefl.clientstate import ClientState
-from hefl.codec import Metrics
 from hefl.connection import Connection
+from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, MalformedError, ProtocolError, StaleError, StateError, UploadError
 from hefl.following import Follower
 from hefl.history import Record

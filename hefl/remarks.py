@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hefl.history import Record
-from hefl.layout import Arrays
+from hefl.models.layout import Arrays
 
 log = logging.getLogger("hefl")
 

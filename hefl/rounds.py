@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hefl.codec import Exchange
+from hefl.encoding.codec import Exchange
 from hefl.errors import ConflictError, StaleError
 from hefl.events import (
     Abandoned,

@@ -16,7 +16,7 @@ from hefl.callers import Callers
 from hefl.compact import encode_records
 from hefl.coordinator import Coordinator
 from hefl.decisions import Clock, RunSettings
-from hefl.engine import Engine
+from hefl.engines.engine import Engine
 from hefl.errors import (
     ConflictError,
     DiskFullError,

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from hefl.ckks.context import PublicContext
-from hefl.engine import Engine
+from hefl.engines.engine import Engine
 from hefl.errors import MalformedError, StateError
 from hefl.events import Committed
 from hefl.history import Announcement, Record

@@ -18,8 +18,8 @@ from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import PublicContext
 from hefl.ckks.mac import tag_from_bytes, tag_to_bytes
 from hefl.ckks.ntt import U32, U64
-from hefl.ckks.packed import PackedEngine
-from hefl.engine import Member, Seal
+from hefl.engines.engine import Member, Seal
+from hefl.engines.packed import PackedEngine
 from hefl.history import Announcement, MemberEntry, Record
 from hefl.updates import Summation
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hefl.codec import Scales, Sum
-from hefl.engine import Engine, Vector
+from hefl.encoding.codec import Scales, Sum
+from hefl.engines.engine import Engine, Vector
+from hefl.engines.load import make_codec
 from hefl.files import replacing
 from hefl.history import Announcement
-from hefl.layout import Arrays, Layout
-from hefl.weighting import make_codec
+from hefl.models.layout import Arrays, Layout
 
 
 @dataclass(frozen=True, slots=True)

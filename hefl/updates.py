@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.codec import Sum
-from hefl.engine import Engine, Member, Seal, Vector, check_members
+from hefl.encoding.codec import Sum
+from hefl.engines.engine import Engine, Member, Seal, Vector, check_members
 from hefl.errors import ConflictError, MalformedError, TamperError
 from hefl.history import Announcement, MemberEntry, Record
 from hefl.params import MIN_CLIENTS

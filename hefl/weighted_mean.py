@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.codec import Codec
-from hefl.engine import Engine, load_engine
+from hefl.encoding.codec import Codec
+from hefl.engines.engine import Engine
+from hefl.engines.load import load_engine
 from hefl.errors import NotFiniteError, OutOfRangeError, ParametersError
 from hefl.history import Announcement, Participant, genesis
-from hefl.layout import Layout, Tensor
+from hefl.models.layout import Layout, Tensor
+from hefl.models.trainer import check_num_examples
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, PRECISION_BITS
-from hefl.trainer import check_num_examples
 from hefl.updates import Summation, read_aggregate, write_update
 
 LARGEST_RANGE = 2.0**64

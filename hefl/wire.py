@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from hefl.ckks.context import Identity
-from hefl.engine import Member, Seal
+from hefl.engines.engine import Member, Seal
 from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.history import Announcement
 from hefl.params import MAX_CLIENTS

@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 from helpers import wide_noise
 
-from hefl.ckks import packed
 from hefl.cli.main import main
+from hefl.engines import packed
 from hefl.errors import TamperError
 from hefl.learner import Learner
 

@@ -188,7 +188,7 @@ def _load() -> None:
     from hefl.params import RINGS
 
     for module in pkgutil.walk_packages(hefl.__path__, "hefl."):
-        if not module.name.endswith(("__main__", "torch_trainer")) and module.name not in SCRIPTS:
+        if not module.name.endswith(("__main__", ".torch")) and module.name not in SCRIPTS:
             importlib.import_module(module.name)
     check_kernels(RINGS[0])
     gc.freeze()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import Engine
+from hefl.engines.engine import Engine
 from hefl.history import Announcement, MemberEntry, Participant, Record
 from hefl.protocol import Join
 from hefl.updates import Summation, write_update

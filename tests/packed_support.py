@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
-from hefl.ckks.packed import PackedEngine
-from hefl.codec import Sum
-from hefl.engine import Attempt, Blocks, Member, Seal
+from hefl.encoding.codec import Sum
+from hefl.engines.engine import Attempt, Blocks, Member, Seal
+from hefl.engines.packed import PackedEngine
 from hefl.params import RINGS
 
 I64 = NDArray[np.int64]

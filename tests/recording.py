@@ -19,11 +19,12 @@ from hefl.client import Client
 from hefl.clientstate import ClientState
 from hefl.compact import decode_records
 from hefl.connection import Body, Connection
-from hefl.engine import Weighting, load_engine
+from hefl.engines.engine import Weighting
+from hefl.engines.load import load_engine
 from hefl.files import private_folder
 from hefl.keys.party import read_client_folder
-from hefl.layout import Arrays
 from hefl.learner import Learner
+from hefl.models.layout import Arrays
 
 T = TypeVar("T")
 

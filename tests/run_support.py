@@ -8,7 +8,7 @@ from typing import Any
 from helpers import HEAD, RUN, announcement, record
 
 from hefl.decisions import Announce, Clock, announcement_of
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
 from hefl.events import Announced, Closed, Committed, Published
 from hefl.history import Announcement
 from hefl.rounds import Phase, Run, Session, advance

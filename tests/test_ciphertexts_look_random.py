@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from packed_support import new_secret, public_of
 from verifier_input import Frame, read_frame
 
-from hefl.ckks.packed import PackedEngine
-from hefl.engine import Engine
-from hefl.fixedpoint import FixedPointCodec
+from hefl.encoding.fixedpoint import FixedPointCodec
+from hefl.engines.engine import Engine
+from hefl.engines.packed import PackedEngine
+from hefl.engines.plaintext import PlaintextEngine
 from hefl.history import Announcement
-from hefl.layout import describe
-from hefl.plaintext import PlaintextEngine
+from hefl.models.layout import describe
 
 ALARM = 1e-9
 """Of each test function."""
@@ -147,7 +147,7 @@ def telling(request: pytest.FixtureRequest) -> dict[str, Stored]:
         return os.urandom(size) if next(draws) % 2 else bytes(size)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hefl.ckks.packed.os", SimpleNamespace(urandom=urandom))
+        patch.setattr("hefl.engines.packed.os", SimpleNamespace(urandom=urandom))
         return {what: updates(PACKED, vector) for what, vector in vectors().items()}
 
 

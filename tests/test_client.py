@@ -13,12 +13,12 @@ from helpers import announcement, record, wide_noise
 from trainers import Drift
 
 from hefl.callbacks import RoundReport
-from hefl.ckks import packed
 from hefl.client import Client
 from hefl.clientstate import ClientState
-from hefl.codec import Exchange
+from hefl.encoding.codec import Exchange
 from hefl.ending import say_how_it_ended
-from hefl.engine import load_engine
+from hefl.engines import packed
+from hefl.engines.load import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.files import private_folder
 from hefl.globalmodel import GlobalModel

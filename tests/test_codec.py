@@ -10,9 +10,9 @@ from helpers import Array, weighted_mean
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hefl.codec import Averages, Exchange, FloatCodec, Sum
+from hefl.encoding.codec import Averages, Exchange, FloatCodec, Sum
 from hefl.errors import LayoutError, MalformedError, NotFiniteError, OutOfRangeError
-from hefl.layout import describe
+from hefl.models.layout import describe
 
 LIMIT = 2.0**18
 MODEL: list[Array] = [

@@ -18,7 +18,7 @@ from hefl.answers import holder_of_layout
 from hefl.ckks.context import PublicContext
 from hefl.coordinator import Coordinator
 from hefl.decisions import RunSettings
-from hefl.engine import load_engine
+from hefl.engines.load import load_engine
 from hefl.errors import StaleError
 from hefl.journal import Journal
 from hefl.protocol import Join, OtherLayoutError

@@ -11,7 +11,7 @@ from helpers import HEAD, RUN, record
 from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gathering, in_phase
 
 from hefl.decisions import Abandon, Announce, Close, End, Finish, Stop, announcement_of, decide
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
 from hefl.errors import ConflictError
 from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Fetched, Joined, Left, Published, Stopped
 from hefl.history import Announcement

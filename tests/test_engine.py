@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import Attempt, Engine, Member, Seal, load_engine
+from hefl.engines.engine import Attempt, Engine, Member, Seal
+from hefl.engines.load import load_engine
 from hefl.errors import EngineError, MalformedError
 from hefl.params import DEFAULT_ENGINE, ENGINES
 

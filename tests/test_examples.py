@@ -13,8 +13,8 @@ from hefl.errors import UsageError
 from hefl.examples import load_example
 from hefl.examples.data import BREAST_CANCER_RANGES, WINE_RANGES, Split, load_parts
 from hefl.examples.partition import Partition
+from hefl.models.torch import TorchTrainer
 from hefl.params import DATA_SETS
-from hefl.torch_trainer import TorchTrainer
 
 CONFIG = {"round": 1, "seed": 0, "client": "alice"}
 ROWS = {"iris": 150, "digits": 1797, "breast_cancer": 569, "wine": 178}

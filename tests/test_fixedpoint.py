@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hefl.codec import Scales, Sum
+from hefl.encoding.codec import Scales, Sum
+from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.errors import NotFiniteError, OutOfRangeError, UploadError
-from hefl.fixedpoint import FixedPointCodec
-from hefl.layout import Layout, Tensor
+from hefl.models.layout import Layout, Tensor
 
 PRECISIONS = pytest.mark.parametrize("precision", [8, 9, 16, 17, 24, 32, 33, 40])
 

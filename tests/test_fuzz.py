@@ -24,8 +24,8 @@ from mutation import damaged, damaged_frame, damaged_json, memory_within, try_ma
 
 from hefl import protocol, wire
 from hefl.ckks.context import Identity, PublicContext, SecretContext
-from hefl.ckks.packed import PackedEngine
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
+from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, KeysError, MalformedError, MismatchError, ProtocolError
 from hefl.events import Joined
 from hefl.history import Announcement, Record, Value, canonical

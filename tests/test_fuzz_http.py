@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
 from hefl import protocol
-from hefl.ckks.packed import PackedEngine
+from hefl.engines.packed import PackedEngine
 from hefl.history import Announcement
 from hefl.journal import FILE
 from hefl.updates import write_update

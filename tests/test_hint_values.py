@@ -24,13 +24,13 @@ from hefl.cli.usage import expects, explain
 from hefl.client import _way_to_more
 from hefl.decisions import RunSettings
 from hefl.demo import FORK_CLIENTS
-from hefl.engine import load_engine
+from hefl.engines.load import load_engine
 from hefl.errors import HeflError, LayoutError, OutOfRangeError, StateError, UsageError
 from hefl.examples.partition import MIN_EXAMPLES, Partition
 from hefl.keptmodel import read_model
 from hefl.keys import authority
 from hefl.limits import SPARE_FILES, Limits
-from hefl.modelfile import check_suffix
+from hefl.models.file import check_suffix
 from hefl.params import MAX_VALUES
 from hefl.route import _check_url
 

@@ -17,9 +17,9 @@ from packed_support import new_secret, public_of
 
 from hefl import decisions, events, rounds
 from hefl.chain import Chain
-from hefl.ckks.packed import PackedEngine
 from hefl.decisions import Abandon, Announce, Clock, Close, Finish
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
+from hefl.engines.packed import PackedEngine
 from hefl.history import Announcement, Record, genesis
 from hefl.rounds import Phase, Run
 from hefl.updates import Summation, read_aggregate, write_update

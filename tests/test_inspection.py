@@ -13,7 +13,7 @@ import pytest
 from federation import Command
 from helpers import announcement, update
 
-from hefl.engine import load_engine
+from hefl.engines.load import load_engine
 from hefl.inspection import inspect
 from hefl.keys import authority, keyfile
 from hefl.keys.passphrase import Passphrase

@@ -16,7 +16,7 @@ from hefl import journal as module
 from hefl.ckks.context import Identity
 from hefl.decisions import Announce as ToAnnounce
 from hefl.decisions import Clock, announcement_of, decide
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
 from hefl.errors import (
     ConflictError,
     DiskFullError,

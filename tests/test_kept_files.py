@@ -17,7 +17,7 @@ from hefl.clientstate import ClientState
 from hefl.files import state_folder
 from hefl.globalmodel import GlobalModel
 from hefl.keptmodel import BestModel
-from hefl.layout import describe
+from hefl.models.layout import describe
 
 ALL = ("alice", "bob")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from federation import Federation
 
-from hefl.engine import Terms, Weighting
+from hefl.engines.engine import Terms, Weighting
 from hefl.journal import FILE
 from hefl.keptsettings import KeptSettings, changes, terms_of
 

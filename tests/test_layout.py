@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from hefl.ckks.context import SecretContext
 from hefl.errors import LayoutError, MalformedError
-from hefl.layout import Kind, Layout, Tensor, describe, unseal
+from hefl.models.layout import Kind, Layout, Tensor, describe, unseal
 from hefl.params import MAX_METRICS
 
 FLOATS = ("float16", "float32", "float64")

@@ -11,7 +11,8 @@ import pytest
 from helpers import LeastSquares, announcement, summed, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import Engine, load_engine
+from hefl.engines.engine import Engine
+from hefl.engines.load import load_engine
 from hefl.errors import LayoutError, MismatchError, NotFiniteError, StaleError, TamperError
 from hefl.globalmodel import GlobalModel
 from hefl.history import Announcement, Record

@@ -14,9 +14,9 @@ from federation import Command, Federation
 from helpers import saved
 
 import hefl
-from hefl.ckks import packed
 from hefl.clientstate import ClientState
-from hefl.fixedpoint import FixedPointCodec
+from hefl.encoding.fixedpoint import FixedPointCodec
+from hefl.engines import packed
 from hefl.history import Record
 from hefl.journal import FILE
 from hefl.lying_client import CHECKS, OUTCOMES

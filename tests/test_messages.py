@@ -171,7 +171,7 @@ MISTAKES: list[tuple[str, int, str, str]] = [
         "client fed/clients/alice --trainer mymodel:Trainer",
         1,
         "mymodel:Trainer gives a Trainer, which has no get_parameters, fit and evaluate",
-        "a Flower NumPyClient has them; see hefl.trainer.Trainer",
+        "a Flower NumPyClient has them; see hefl.models.trainer.Trainer",
     ),
     # models
     (

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from hefl.errors import HeflError, LayoutError, ModelFileError, UsageError
-from hefl.layout import Layout, describe
-from hefl.modelfile import SUFFIXES, read_model, write_model
+from hefl.models.file import SUFFIXES, read_model, write_model
+from hefl.models.layout import Layout, describe
 
 ARRAYS: list[Any] = [
     np.arange(6, dtype=np.float32).reshape(2, 3).T,  # not contiguous

@@ -15,7 +15,7 @@ from run_support import KNOWN, announced, clock, digest, gathering
 
 from hefl.clientstate import ClientState
 from hefl.decisions import Abandon, Announce, Close, Finish, announcement_of, decide
-from hefl.engine import Terms
+from hefl.engines.engine import Terms
 from hefl.errors import ConflictError, StaleError, TamperError
 from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
 from hefl.oneset import OneSet, digest_of

@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 import hefl
-from hefl import engine as engines
-from hefl.ckks import packed
-from hefl.ckks.packed import PackedEngine
 from hefl.ckks.sampling import Streams, draw_noise
-from hefl.engine import Attempt
+from hefl.engines import engine as engines
+from hefl.engines import packed
+from hefl.engines.engine import Attempt
+from hefl.engines.packed import PackedEngine
 from hefl.examples import load_example
 
 Arrays = list[NDArray[Any]]
@@ -100,7 +100,7 @@ def test_batch_norms_statistics_and_counters_survive() -> None:
     """Running statistics have 40 bits, and counters are exact: beside them, the parameters' 24 bits would show."""
     import torch
 
-    from hefl.torch_trainer import TorchTrainer
+    from hefl.models.torch import TorchTrainer
 
     def trainer(shift: float, examples: int) -> TorchTrainer:
         torch.manual_seed(0)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engine import Attempt, Seal
+from hefl.engines.engine import Attempt, Seal
+from hefl.engines.plaintext import BLOCK, PlaintextEngine
 from hefl.errors import NotFiniteError, OutOfRangeError
-from hefl.layout import describe
-from hefl.plaintext import BLOCK, PlaintextEngine
+from hefl.models.layout import describe
 
 ENGINE = PlaintextEngine()
 

@@ -28,8 +28,8 @@ from helpers import rewritten
 
 from hefl import protocol, wire
 from hefl.ckks.context import Identity
-from hefl.ckks.slots import SlotsEngine
-from hefl.engine import Seal
+from hefl.engines.engine import Seal
+from hefl.engines.tenseal import SlotsEngine
 from hefl.keys import keyfile, party, tls
 from hefl.updates import write_update
 

@@ -20,7 +20,7 @@ import hefl
 from hefl.errors import TrainerError
 from hefl.examples.data import Split, load_parts
 from hefl.examples.partition import Partition
-from hefl.sklearn_trainer import SklearnTrainer
+from hefl.models.sklearn import SklearnTrainer
 
 CONFIG = {"round": 1, "seed": 0, "client": "alice"}
 ESTIMATORS: list[Any] = [

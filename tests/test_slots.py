@@ -11,10 +11,10 @@ import tenseal as ts
 from helpers import Array, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.ckks.slots import SLOTS, SlotsEngine
-from hefl.engine import Attempt, Member, Seal
+from hefl.engines.engine import Attempt, Member, Seal
+from hefl.engines.tenseal import SLOTS, SlotsEngine
 from hefl.errors import KeyFileError, MalformedError, OutOfRangeError, SecretAtServerError
-from hefl.layout import describe
+from hefl.models.layout import describe
 
 ENGINE = SlotsEngine()
 ATTEMPT = Attempt(bytes(32), 3, {"alice": 3, "bob": 1})

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers import Array
 
-from hefl.ckks import packed
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.ckks.packed import PackedEngine
+from hefl.engines import packed
+from hefl.engines.packed import PackedEngine
 from hefl.errors import ProtocolError
 from hefl.history import Announcement, Participant, Record
 from hefl.tampering import SUM_LIES, LyingSummation, Memory

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hefl
-from hefl.torch_trainer import TorchTrainer
+from hefl.models.torch import TorchTrainer
 
 CONFIG = {"round": 1, "seed": 0, "client": "alice"}
 Settings = tuple[int, bool, bool]

@@ -16,7 +16,7 @@ import torch
 from helpers import Array
 
 from hefl.errors import LayoutError, NumExamplesError, TrainerError, UsageError
-from hefl.trainer import GuardedTrainer, Trainer, check_num_examples, load_trainer
+from hefl.models.trainer import GuardedTrainer, Trainer, check_num_examples, load_trainer
 
 
 class Constant:

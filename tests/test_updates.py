@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import hefl
 from hefl import wire
 from hefl.ckks.context import Identity, PublicContext, SecretContext
-from hefl.engine import Engine, Member, Seal, load_engine
+from hefl.engines.engine import Engine, Member, Seal
+from hefl.engines.load import load_engine
 from hefl.errors import (
     ConflictError,
     EngineError,

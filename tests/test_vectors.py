@@ -20,8 +20,8 @@ import pytest
 import hefl
 from hefl import errors, wire
 from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
-from hefl.ckks.packed import PackedEngine
 from hefl.ckks.plan import choose_plan, weights_in
+from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, TamperError, UploadError
 from hefl.history import Announcement, MemberEntry, Participant, Record, genesis
 from hefl.params import RINGS
@@ -191,7 +191,7 @@ def test_an_update_by_itself_is_the_stated_vector(name: str) -> None:
     aggregator = case.engine.aggregator(case.public, attempt)
     aggregator.add(name, update.blocks, update.seal)
     tag = aggregator.finish(lambda data: blocks.append(bytes(data)))
-    member = hefl.engine.Member(name, update.seal.seed, attempt.weights[name])
+    member = hefl.engines.engine.Member(name, update.seal.seed, attempt.weights[name])
     total = case.engine.decrypt(lambda: iter(blocks), tag, case.secret, attempt, [member])
     assert (total.vector == total.total_weight * case.values(case.entry["cycles"][name])).all()
 
@@ -212,7 +212,7 @@ def no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     def expand(*arguments: object) -> None:
         pytest.fail("a secret was touched")
 
-    monkeypatch.setattr("hefl.ckks.packed.one_time_secret", expand)
+    monkeypatch.setattr("hefl.engines.packed.one_time_secret", expand)
 
 
 @pytest.mark.usefixtures("no_secret")

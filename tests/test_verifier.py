@@ -35,10 +35,10 @@ from verifier_input import (
 )
 from verifier_model import Decoder, Layout, Model, Tensor, unseal
 
-from hefl.codec import Sum
-from hefl.fixedpoint import FixedPointCodec
-from hefl.layout import Layout as HeflLayout
-from hefl.layout import Tensor as HeflTensor
+from hefl.encoding.codec import Sum
+from hefl.encoding.fixedpoint import FixedPointCodec
+from hefl.models.layout import Layout as HeflLayout
+from hefl.models.layout import Tensor as HeflTensor
 
 WHO = {"alice": (10, 0.1), "bob": (25, -0.2), "carol": (7, 0.35)}
 VECTORS = json.loads((HERE / "vectors/frames.json").read_text())

@@ -10,11 +10,11 @@ import pytest
 from helpers import weighted_mean
 from packed_support import new_attempt, new_secret, sum_of
 
-from hefl.ckks.packed import PackedEngine
-from hefl.codec import Sum
+from hefl.encoding.client_weights import ClientWeightedCodec
+from hefl.encoding.codec import Sum
+from hefl.engines.packed import PackedEngine
 from hefl.errors import UploadError
-from hefl.layout import describe
-from hefl.weighting import ClientWeightedCodec
+from hefl.models.layout import describe
 
 PRECISION = 24
 ENGINE = PackedEngine(PRECISION, "client", threads=1)

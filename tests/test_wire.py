@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hefl.ckks.context import Identity
-from hefl.engine import Attempt, Member, Seal, load_engine
+from hefl.engines.engine import Attempt, Member, Seal
+from hefl.engines.load import load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.params import ENGINES, MAX_CLIENTS, MAX_VALUES
 from hefl.wire import MAX_BLOCK_BYTES, Frame, Header, Writer, is_whole, max_bytes, open_frame

@@ -34,6 +34,9 @@ _njit: Any = numba.njit
 _config: Any = numba.config
 _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
+SOURCES = (*_PACKAGE.glob("*.py"), _PACKAGE.parent / "encoding/kernels.py")
+"""Where kernels are."""
+
 KERNELS: list[str] = []
 """Every kernel's module and name; ``selftest`` must have a check for each."""
 
@@ -83,7 +86,7 @@ def cache_folder() -> Path | None:
     another module's kernel calls.
     """
     sources = hashlib.sha256()
-    for source in sorted(_PACKAGE.glob("*.py")):
+    for source in sorted(SOURCES):
         sources.update(source.read_bytes())
     name = f"kernels-{sources.hexdigest()[:16]}"
     for base in (_user_cache() / "hefl", _PACKAGE / "__pycache__"):

@@ -11,7 +11,7 @@ from hefl.errors import UsageError
 from hefl.params import DATA_SETS
 
 if TYPE_CHECKING:
-    from hefl.torch_trainer import TorchTrainer
+    from hefl.models.torch import TorchTrainer
 
 log = logging.getLogger("hefl")
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hefl.examples.data import Split
-from hefl.torch_trainer import TorchTrainer, Train
+from hefl.models.torch import TorchTrainer, Train
 
 
 def classifier(module: nn.Module, split: Split, train: Train) -> TorchTrainer:

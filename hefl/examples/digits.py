@@ -6,7 +6,7 @@ from torch import nn
 
 from hefl.examples.classifier import classifier, gradient_descent, initialised
 from hefl.examples.data import Split
-from hefl.torch_trainer import TorchTrainer
+from hefl.models.torch import TorchTrainer
 
 EPOCHS = 1
 BATCH_SIZE = 16

@@ -9,7 +9,7 @@ from torch import nn
 
 from hefl.examples.classifier import classifier
 from hefl.examples.data import Split
-from hefl.torch_trainer import TorchTrainer
+from hefl.models.torch import TorchTrainer
 
 EPOCHS = 10
 LEARNING_RATE = 1e-3

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hefl.examples.data import load_parts
 from hefl.examples.partition import Partition
-from hefl.sklearn_trainer import SklearnTrainer
+from hefl.models.sklearn import SklearnTrainer
 
 ITERATIONS = 5
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hefl.codec import Metrics
 from hefl.decisions import Clock
+from hefl.encoding.codec import Metrics
 from hefl.history import Record
 from hefl.rounds import Phase, Run
 

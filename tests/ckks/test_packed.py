@@ -24,12 +24,12 @@ from packed_support import (
     vectors_of,
 )
 
-from hefl.ckks import packed
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import SecretContext
-from hefl.ckks.packed import PackedEngine
 from hefl.ckks.plan import reduce_weights
-from hefl.engine import Attempt, Member
+from hefl.engines import packed
+from hefl.engines.engine import Attempt, Member
+from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, MalformedError, ParametersError, ProtocolError, TamperError, UploadError
 from hefl.params import RINGS
 

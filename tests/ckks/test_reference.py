@@ -14,9 +14,9 @@ import pytest
 from packed_support import add_up, encrypt, new_secret
 from tenseal import sealapi as seal
 
-from hefl.ckks import packed
-from hefl.ckks.packed import PackedEngine
-from hefl.engine import Attempt
+from hefl.engines import packed
+from hefl.engines.engine import Attempt
+from hefl.engines.packed import PackedEngine
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "packed.json").read_text())
 

@@ -15,9 +15,9 @@ from packed_support import new_attempt, new_secret, sum_of, vectors_of
 
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.ntt import TAIL
-from hefl.ckks.packed import PackedEngine, one_time_secret
 from hefl.ckks.ring import basis_of, data_primes
 from hefl.ckks.sampling import Streams, uniform, words_for
+from hefl.engines.packed import PackedEngine, one_time_secret
 
 
 def _framed(body: bytes) -> bytes:

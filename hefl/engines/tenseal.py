@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
-from hefl.codec import FloatCodec, Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
+from hefl.encoding.codec import FloatCodec, Sum
+from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
 from hefl.errors import MalformedError, OutOfRangeError
-from hefl.layout import Layout
+from hefl.models.layout import Layout
 from hefl.params import (
     SLOTS_LIMIT,
     SLOTS_MAX_NUM_EXAMPLES,

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from hefl.errors import LayoutError, ModelFileError, UsageError, reason_of
 from hefl.files import replacing, storing
-from hefl.layout import Arrays, Layout
+from hefl.models.layout import Arrays, Layout
 
 SUFFIXES = (".npz", ".safetensors")
 

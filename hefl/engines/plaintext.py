@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.codec import FloatCodec, Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
+from hefl.encoding.codec import FloatCodec, Sum
+from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
 from hefl.errors import MalformedError
-from hefl.layout import Layout
+from hefl.models.layout import Layout
 from hefl.params import MAX_NUM_EXAMPLES
 
 BLOCK = 1 << 18

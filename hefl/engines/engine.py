@@ -13,10 +13,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.codec import Codec, Sum
+from hefl.encoding.codec import Codec, Sum
 from hefl.errors import EngineError, TamperError
-from hefl.layout import Layout
-from hefl.params import ENGINES, PRECISION_BITS
+from hefl.models.layout import Layout
 
 Vector = NDArray[Any]
 Write = Callable[[bytes | memoryview], object]
@@ -163,47 +162,6 @@ class Engine(Protocol):
             TamperError: The engine verifies, and this is not the announced sum; it was not decrypted.
             UploadError: A participant encrypted what the protocol does not allow.
         """
-
-
-def load_engine(
-    name: str,
-    *,
-    precision_bits: int = PRECISION_BITS,
-    weighting: Weighting = "server",
-    insecure_plaintext: bool = False,
-) -> Engine:
-    """The engine of that name.
-
-    Args:
-        name: One of params.ENGINES.
-        precision_bits: Of a fixed-point value, for ``packed``.
-        weighting: Who multiplies by the sample weights; ``client`` goes with ``packed``.
-        insecure_plaintext: Allow ``plaintext``.
-
-    Raises:
-        EngineError: There is none, or it cannot do that, or it is ``plaintext`` and was not explicitly allowed.
-        ParametersError: The precision is out of range.
-    """
-    if name == "packed":
-        from hefl.ckks.packed import PackedEngine
-
-        return PackedEngine(precision_bits, weighting)
-    if weighting != "server":
-        raise EngineError(f"the engine {name!r} cannot leave the weighting to clients", hint="--engine packed can")
-    if name == "tenseal":
-        from hefl.ckks.slots import SlotsEngine
-
-        return SlotsEngine()
-    if name == "plaintext":
-        if not insecure_plaintext:
-            raise EngineError(
-                "the engine 'plaintext' shows every update to the server",
-                hint="it is for comparisons on one machine: add --insecure-plaintext on both sides",
-            )
-        from hefl.plaintext import PlaintextEngine
-
-        return PlaintextEngine()
-    raise EngineError(f"there is no engine {name!r}", hint=f"choose one of {', '.join(ENGINES)}")
 
 
 def check_terms(engine: Engine, terms: Terms, whose: str) -> None:

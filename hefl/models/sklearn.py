@@ -16,8 +16,8 @@ from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from hefl.errors import TrainerError
-from hefl.layout import Arrays
-from hefl.trainer import Config, training_seed
+from hefl.models.layout import Arrays
+from hefl.models.trainer import Config, training_seed
 
 
 class SklearnTrainer:
@@ -74,7 +74,7 @@ class SklearnTrainer:
         if not isinstance(made, (LogisticRegression, MLPClassifier)):
             raise TrainerError(
                 f"the estimator is a LogisticRegression or an MLPClassifier, got a {type(made).__name__}",
-                hint="for another estimator, write a trainer: see hefl.trainer.Trainer",
+                hint="for another estimator, write a trainer: see hefl.models.trainer.Trainer",
             )
         if isinstance(made, LogisticRegression) and made.solver == "liblinear":
             raise TrainerError("solver 'liblinear' cannot start from the global model", hint="take 'saga'")

@@ -31,11 +31,11 @@ from hefl.ckks.plan import Plan, Weights, choose_plan, largest_total, weights_in
 from hefl.ckks.ring import shoup
 from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
-from hefl.codec import Sum
-from hefl.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write, check_members
+from hefl.encoding.codec import Sum
+from hefl.encoding.fixedpoint import FixedPointCodec
+from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write, check_members
 from hefl.errors import EngineError, MalformedError, ParametersError, TamperError, UploadError
-from hefl.fixedpoint import FixedPointCodec
-from hefl.layout import Layout
+from hefl.models.layout import Layout
 from hefl.params import (
     CLIENT_WEIGHT_BITS,
     MAX_NUM_EXAMPLES,

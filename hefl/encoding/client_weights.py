@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.codec import AS_ANNOUNCED, Averages, Codec, Exchange, Scales, Shares, Sum
-from hefl.engine import Engine
+from hefl.encoding.codec import AS_ANNOUNCED, Averages, Codec, Exchange, Scales, Shares, Sum
+from hefl.encoding.kernels import largest_magnitude
 from hefl.errors import UploadError
-from hefl.layout import Arrays, Layout
+from hefl.models.layout import Arrays
 from hefl.params import CLIENT_WEIGHT_BITS
-from hefl.quantise import largest_magnitude
 
 
 class ClientWeightedCodec:
@@ -97,11 +96,3 @@ def _divided(shares: Shares, metrics: Mapping[str, float], weight: int) -> Share
 
 def _weighed(vector: NDArray[Any], weight: int) -> NDArray[Any]:
     return np.append(vector * weight, weight)
-
-
-def make_codec(engine: Engine, layout: Layout, num_examples: Callable[[], int]) -> Codec:
-    """How a model becomes a vector and a sum a model; ``num_examples`` is a client's own weight, where it weighs."""
-    codec = engine.codec(layout)
-    if engine.terms.weighting == "server":
-        return codec
-    return ClientWeightedCodec(codec, engine.terms.precision_bits, num_examples)

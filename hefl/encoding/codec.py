@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.errors import MalformedError, NotFiniteError, OutOfRangeError
-from hefl.layout import Arrays, Layout
+from hefl.models.layout import Arrays, Layout
 from hefl.params import METRIC_RANGE
 
 log = logging.getLogger("hefl")

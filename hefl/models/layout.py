@@ -24,7 +24,9 @@ Kind = Literal["parameter", "buffer", "integer"]
 """A trained floating tensor; a floating tensor that is not trained, such as running statistics; whole numbers."""
 
 
-_NAMES_AND_KINDS = "a trainer's names and kinds have one for each array of get_parameters; see hefl.trainer.Trainer"
+_NAMES_AND_KINDS = (
+    "a trainer's names and kinds have one for each array of get_parameters; see hefl.models.trainer.Trainer"
+)
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -224,7 +226,7 @@ def describe(
             raise LayoutError(
                 f"tensor {name!r} is {array.dtype.name} {array.shape}: several whole numbers, which are not averaged",
                 hint="the bytes of a boosted model have no mean: leave them out of get_parameters; if they are counts, "
-                "state the kind 'integer': see hefl.trainer.Trainer",
+                "state the kind 'integer': see hefl.models.trainer.Trainer",
             )
         if kind is not None and (kind == "integer") != whole:
             raise LayoutError(

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.codec import AS_ANNOUNCED, Averages, Exchange, Metrics, Scales, Shares, Sum, numbers
+from hefl.encoding.codec import AS_ANNOUNCED, Averages, Exchange, Metrics, Scales, Shares, Sum, numbers
+from hefl.encoding.kernels import I64, Floats, check_quantise, divide_scaled, largest_magnitude, round_scaled
 from hefl.errors import NotFiniteError, OutOfRangeError, UploadError
-from hefl.layout import Arrays, Layout, Tensor
+from hefl.models.layout import Arrays, Layout, Tensor
 from hefl.params import MAX_NUM_EXAMPLES, METRIC_RANGE
-from hefl.quantise import I64, Floats, check_quantise, divide_scaled, largest_magnitude, round_scaled
 
 log = logging.getLogger("hefl")
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hefl.layout import Arrays, Kind
-from hefl.trainer import Config, training_seed
+from hefl.models.layout import Arrays, Kind
+from hefl.models.trainer import Config, training_seed
 
 Train = Callable[[torch.nn.Module], None]
 Evaluate = Callable[[torch.nn.Module], tuple[float, Mapping[str, float]] | tuple[float, int, Mapping[str, float]]]

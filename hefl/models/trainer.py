@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
-from hefl.layout import Arrays, Kind, Layout, describe
+from hefl.models.layout import Arrays, Kind, Layout, describe
 from hefl.params import MAX_NUM_EXAMPLES
 from hefl.remarks import Remarks
 
-_SEE = "hefl.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
+_SEE = "hefl.models.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
 _NAME_THE_CLIENT = (
     "hefl calls get_parameters, fit and evaluate itself: name the NumPyClient's class, or a function without arguments "
     "that returns the NumPyClient"
@@ -118,7 +118,7 @@ def load_trainer(spec: str) -> Trainer:
                 hint=_NAME_THE_CLIENT if _makes_flowers_clients(factory) else way,
             ) from error
     if not isinstance(factory, Trainer):
-        way = "a Flower NumPyClient has them; see hefl.trainer.Trainer"
+        way = "a Flower NumPyClient has them; see hefl.models.trainer.Trainer"
         raise TrainerError(
             f"{spec} gives a {type(factory).__name__}, which has no get_parameters, fit and evaluate",
             hint=_NAME_THE_CLIENT if _makes_flowers_clients(factory) else way,

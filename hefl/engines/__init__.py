@@ -1,0 +1,1 @@
+"""How vectors are encrypted, summed and decrypted."""
