@@ -17,10 +17,10 @@ import hefl
 from hefl.bench import REPEATS
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.mac import Mac
-from hefl.compact import to_bytes
 from hefl.engines.engine import Attempt
 from hefl.engines.packed import PackedEngine
-from hefl.history import Announcement, MemberEntry, Participant, Record, canonical
+from hefl.protocol.compact_records import to_bytes
+from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, canonical
 
 VALUES = 1_663_370
 

@@ -30,19 +30,19 @@ import vitals
 from numpy.typing import NDArray
 from results import note, write
 
-from hefl import wire
 from hefl.client import Client
 from hefl.clientstate import ClientState
 from hefl.encoding.codec import Metrics
 from hefl.engines.packed import PackedEngine
 from hefl.files import private_folder
-from hefl.history import Announcement, Record
 from hefl.keys import authority
 from hefl.keys.party import read_client_folder
 from hefl.learner import Learner
 from hefl.models.layout import Arrays
 from hefl.params import MIN_CLIENTS, PRECISION_BITS
 from hefl.processes import Children
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, Record
 
 VALUES = 1_663_370
 CLIENTS = (2, 10, 32, 100)
@@ -112,7 +112,7 @@ class PacedLearner(Learner):
             self.pace.ready.wait(PATIENCE_S)
         return seed
 
-    def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
+    def accept(self, source: frames.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
         with self.pace.turn:
             return super().accept(source, record, least)
 

@@ -6,7 +6,7 @@ import logging
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
-from hefl import protocol
+from hefl.protocol import messages
 from hefl.route import shown
 
 log = logging.getLogger("hefl")
@@ -15,7 +15,7 @@ log = logging.getLogger("hefl")
 def proxy_from_environment(url: str) -> str | None:
     """The proxy that HTTPS_PROXY names, unless NO_PROXY names the server, or the server is on this machine."""
     proxy, parts = getproxies_environment().get("https"), urlsplit(url)
-    straight = parts.scheme != "https" or protocol.is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc)
+    straight = parts.scheme != "https" or messages.is_loopback(parts.hostname or "") or proxy_bypass(parts.netloc)
     if not proxy or straight:
         return None
     log.info("calling %s through the proxy %s, as HTTPS_PROXY says", url, shown(proxy))

@@ -158,7 +158,6 @@ def serve(
     from msgspec.structs import asdict
 
     from hefl.cli.loop import run
-    from hefl.decisions import RunSettings, at_start
     from hefl.engines.load import load_engine
     from hefl.files import locked, state_folder
     from hefl.heap import share_one_arena
@@ -169,7 +168,8 @@ def serve(
     from hefl.news import ended, say_who_lacks
     from hefl.page.site import Page
     from hefl.page.watch import KEPT_ROUNDS
-    from hefl.rounds import Phase
+    from hefl.rounds.run import Phase
+    from hefl.rounds.schedule import RunSettings, at_start
     from hefl.server import Server
     from hefl.spool import Spool, arriving
 

@@ -23,9 +23,9 @@ def status(state: Path, as_json: bool) -> None:
 
     STATE is the folder that 'hefl serve' takes, DIR/server, or as its --state. Reads, and changes nothing.
     """
-    from hefl.answers import describe, length
     from hefl.journal import FILE, read_moment
-    from hefl.rounds import Phase
+    from hefl.rounds.run import Phase
+    from hefl.rounds.views import describe, length
 
     inside = state / "state"
     moment = read_moment(inside if (inside / FILE).exists() and not (state / FILE).exists() else state)

@@ -20,12 +20,12 @@ from hefl.cli.main import main as command_line
 from hefl.coordinator import Coordinator
 from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
-from hefl.history import Announcement, Record
-from hefl.protocol import View
+from hefl.protocol.messages import View
+from hefl.protocol.records import Announcement, Record
+from hefl.protocol.updates import Summation
 from hefl.server import CLIENT, Server
 from hefl.tally import Tally
 from hefl.tampering import LyingSummation, Memory
-from hefl.updates import Summation
 
 
 class LyingTally(Tally):

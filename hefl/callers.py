@@ -6,12 +6,12 @@ import logging
 
 from aiohttp import web
 
-from hefl import protocol
 from hefl.errors import UnknownClientError
 from hefl.keys import tls
 from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
 from hefl.keys.roll import Roll
+from hefl.protocol import messages
 
 log = logging.getLogger("hefl")
 
@@ -42,11 +42,11 @@ class Callers:
             ProtocolError, MismatchError: As protocol.check_headers.
         """
         if self._insecure_http:
-            name = request.headers.get(protocol.HEADER_CLIENT, "")
+            name = request.headers.get(messages.HEADER_CLIENT, "")
             self._check_revoked(name)
         else:
             name = self._certified_name(request)
-        protocol.check_headers(request.headers, self._folder.public)
+        messages.check_headers(request.headers, self._folder.public)
         if name not in self._roll.names.clients:
             raise UnknownClientError(
                 f"client {name!r} is not on the server's list",

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hefl import protocol
 from hefl.background import work_in_thread
 from hefl.callbacks import OnRound, RoundReport, tell
 from hefl.clientstate import ClientState
@@ -30,15 +29,16 @@ from hefl.errors import (
 )
 from hefl.files import replacing, storing
 from hefl.following import Follower
-from hefl.history import Announcement, Record, confirmation
 from hefl.joining import ask_to_join
 from hefl.keys.party import ClientFolder
 from hefl.learner import Learner
 from hefl.params import CONNECT_TIMEOUT_S, MIN_CLIENTS
 from hefl.polling import Poller
-from hefl.protocol import Confirmation, Join, MetricsReport, Noted, View, Welcome
+from hefl.protocol import messages
+from hefl.protocol.frames import read_digest
+from hefl.protocol.messages import Confirmation, Join, MetricsReport, Noted, View, Welcome
+from hefl.protocol.records import Announcement, Record, confirmation
 from hefl.receiving import OnTamper, Receiver
-from hefl.wire import read_digest
 
 log = logging.getLogger("hefl")
 
@@ -102,7 +102,7 @@ class Client:
         )
         self._connect_timeout_s = connect_timeout_s
         host = urlsplit(url).hostname or ""
-        if learner.engine.name == "plaintext" and not protocol.is_loopback(host):
+        if learner.engine.name == "plaintext" and not messages.is_loopback(host):
             raise EngineError(
                 f"the engine 'plaintext' talks to loopback only, not to {host}",
                 hint="between machines: --engine packed",
@@ -331,9 +331,9 @@ class Client:
     async def _upload(self, path: Path, size: int, announcement: Announcement) -> None:
         where = f"/v1/rounds/{announcement.round}/{announcement.attempt}/update"
         headers = {
-            protocol.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
-            protocol.HEADER_DIGEST: read_digest(path).hex(),
-            **({protocol.HEADER_WHOLE: "yes"} if self._learner.limit_for(announcement) else {}),
+            messages.HEADER_NUM_EXAMPLES: str(self._learner.announced_num_examples),
+            messages.HEADER_DIGEST: read_digest(path).hex(),
+            **({messages.HEADER_WHOLE: "yes"} if self._learner.limit_for(announcement) else {}),
         }
         self._state.tell(self._learner.announced_num_examples)
         await self._connection.upload(where, path, size, headers, announcement.deadline_s)
@@ -367,7 +367,7 @@ class Client:
             return
         with suppress(StaleError):  # another sum was published since, over the same members
             body = await self._connection.call("POST", f"/v1/rounds/{self._useless}/useless")
-            self._noted = protocol.decode(body, Noted).version
+            self._noted = messages.decode(body, Noted).version
         if limit.is_spent:
             raise limit.spent()
 

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from hefl import protocol
-from hefl.chain import Chain
 from hefl.ckks.context import SecretContext
 from hefl.errors import ExistsError, MalformedError, StateError
 from hefl.files import private_folder, replacing, storing
-from hefl.history import Hex16, Hex32, NumExamples, Record, Value
 from hefl.models.file import write_model
 from hefl.models.layout import Arrays, Layout
 from hefl.oneset import OneSet
 from hefl.params import KEEP_AGGREGATES
 from hefl.patience import Progress
+from hefl.protocol import messages
+from hefl.protocol.history import Chain
+from hefl.protocol.records import Hex16, Hex32, NumExamples, Record, Value
 
 FILE = "session.json"
 BEGINS = b'{"join_nonce":'
@@ -278,7 +278,7 @@ class ClientState:
         if not (path.is_file() and aggregate.is_file()):
             return aggregate, None
         with naming(path, "remove it"):
-            return aggregate, protocol.decode(read(path), Record)
+            return aggregate, messages.decode(read(path), Record)
 
     def _drop_all_but(self, rounds: list[int]) -> None:
         for path in self._aggregates.iterdir():
@@ -292,7 +292,7 @@ class ClientState:
             session = _Session(join_nonce=os.urandom(16).hex())
             self._write(session)
             return session
-        except protocol.UNREADABLE as error:
+        except messages.UNREADABLE as error:
             raise StateError(
                 f"{self._file} is damaged: {error}",
                 hint="name a new folder with --state; the client then joins as a new one",

@@ -16,12 +16,12 @@ from typing import Self, TypeVar
 
 import aiohttp
 
-from hefl import protocol
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError, reason_of
 from hefl.files import replacing, storing
 from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
 from hefl.params import POLL_S
+from hefl.protocol import messages
 from hefl.route import Route, shown
 from hefl.sockets import keep_alive
 from hefl.tries import Tries
@@ -99,9 +99,9 @@ class Connection:
         self.url = url
         self.connect_timeout_s = connect_timeout_s
         self._folder = folder
-        self._headers = protocol.headers(folder.secret, join_nonce)
+        self._headers = messages.headers(folder.secret, join_nonce)
         if insecure_http:
-            self._headers[protocol.HEADER_CLIENT] = folder.name
+            self._headers[messages.HEADER_CLIENT] = folder.name
         self._insecure_http = insecure_http
         self._answered = False
 
@@ -182,13 +182,13 @@ class Connection:
             offset = 0
             if not first:
                 async with self._request("GET", path, tries, headers=headers) as response:
-                    held = protocol.decode(await _read(response), protocol.Held)
+                    held = messages.decode(await _read(response), messages.Held)
                 if held.committed:
                     return
                 offset = min(held.bytes, size)
                 log.info("the upload goes on at byte %d of %d", offset, size)
             first = False
-            more = {protocol.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
+            more = {messages.HEADER_OFFSET: str(offset), "Content-Length": str(size - offset)}
             rest = Rest(file, offset, tries)
             async with self._request("PUT", path, tries, rest, {**headers, **more}) as response:
                 await _read(response)
@@ -238,9 +238,9 @@ class Connection:
                 limit.reschedule(None)
                 self._answered = True
                 if response.status in AGAIN:
-                    raise _Unavailable(str(protocol.error_of(await _read(response), response.status)))
+                    raise _Unavailable(str(messages.error_of(await _read(response), response.status)))
                 if response.status != HTTPStatus.OK:
-                    raise protocol.error_of(await _read(response), response.status)
+                    raise messages.error_of(await _read(response), response.status)
                 yield response
 
     async def leave(self) -> None:
@@ -339,8 +339,8 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > protocol.MAX_ANSWER_BYTES:
-            raise MalformedError(f"oversized: the server's answer has more than {protocol.MAX_ANSWER_BYTES} bytes")
+        if len(body) > messages.MAX_ANSWER_BYTES:
+            raise MalformedError(f"oversized: the server's answer has more than {messages.MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 

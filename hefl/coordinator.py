@@ -15,18 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from hefl import answers, decisions, events
 from hefl.ckks.context import PublicContext
-from hefl.decisions import RunSettings
 from hefl.engines.engine import Engine
 from hefl.errors import DiskFullError, MalformedError, ProtocolError, StaleError, StateError
-from hefl.history import Announcement, Record
 from hefl.journal import Journal
 from hefl.news import Emit, News
 from hefl.params import MAX_USELESS_SUMS, POLL_S, RECORDS_AT_ONCE, SILENT_S
 from hefl.presence import Presence
-from hefl.protocol import Join, OtherLayoutError, ReferenceLayout, View
-from hefl.rounds import Phase, Run, Session
+from hefl.protocol.messages import Join, OtherLayoutError, ReferenceLayout, View
+from hefl.protocol.records import Announcement, Record
+from hefl.rounds import events, schedule, views
+from hefl.rounds.run import Phase, Run, Session
+from hefl.rounds.schedule import RunSettings
 from hefl.spool import Spool, Upload
 from hefl.tally import Tally
 
@@ -107,7 +107,7 @@ class Coordinator:
             await asyncio.to_thread(self._journal.settle, self.settings.kept)
             self._news.settled(kept, self.settings.kept)
         if self._journal.resumed:
-            log.info("resumed run %s %s", run.run[:8], answers.describe(run))
+            log.info("resumed run %s %s", run.run[:8], views.describe(run))
         async with self._lock:
             if announcement:
                 # Judged by the wall clock; one that went backwards gives no more than the whole time again.
@@ -120,7 +120,7 @@ class Coordinator:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
                     await asyncio.to_thread(self._tally.fold)
-            if event := decisions.at_start(replace(self.run, known=known), self.settings):
+            if event := schedule.at_start(replace(self.run, known=known), self.settings):
                 before = self.run
                 await self._apply(event)
                 if isinstance(event, events.Extended):
@@ -165,18 +165,18 @@ class Coordinator:
                 await self._leave(name, "it has not been heard of since it said that a sum was useless")
             if self.run.phase is Phase.GATHERING and self._presence.is_waited_for(self.run.sessions):
                 return
-            match decisions.decide(self.run, clock):
-                case decisions.Announce() as decision:
+            match schedule.decide(self.run, clock):
+                case schedule.Announce() as decision:
                     await self._announce(decision)
-                case decisions.Close():
+                case schedule.Close():
                     await self._apply(events.Closed())
-                case decisions.Abandon(reason, culprits):
+                case schedule.Abandon(reason, culprits):
                     await self._abandon(reason, culprits)
-                case decisions.Stop():
+                case schedule.Stop():
                     await self._stop_training()
-                case decisions.Finish():
+                case schedule.Finish():
                     await self._apply(events.Finished())
-                case decisions.End():
+                case schedule.End():
                     await self._apply(events.Ended())
                     self._news.ended(self.run)
 
@@ -187,20 +187,20 @@ class Coordinator:
         here = self.run.sessions.keys() & {member.name for member in self.run.model.members}
         all_said = here <= self.run.useless or not here & self.run.useless  # who has said so goes
         if all_said or time.monotonic() - self._spent_since > SILENT_S:
-            raise answers.useless_sums(self.run)
+            raise views.useless_sums(self.run)
 
     def remind(self) -> None:
         """Say whom the run waits for."""
         self._reminded = time.monotonic()
         self._news.awaited(self.run, self._clock(), self.settings.min_clients)
 
-    def look(self) -> tuple[Run, decisions.Clock]:
+    def look(self) -> tuple[Run, schedule.Clock]:
         """The run as it stands, and its clock."""
         return self.run, self._clock()
 
-    def _clock(self) -> decisions.Clock:
+    def _clock(self) -> schedule.Clock:
         now = time.monotonic()
-        return decisions.Clock(
+        return schedule.Clock(
             silent=self._presence.silent(self.run.sessions),
             phase_s=now - self._phase_since,
             enough_s=now - self._enough_since,
@@ -218,17 +218,17 @@ class Coordinator:
         """An event is durable: now it counts for the clock, and whoever waits for news may have them."""
         if self.run.phase is not before.phase:
             self._phase_since = time.monotonic()
-        if answers.shown(self.run) != answers.shown(before):
+        if views.shown(self.run) != views.shown(before):
             self._version = self._journal.now.seq
         if len(before.sessions) < self.settings.min_clients:  # now there may be enough, since this event
             self._enough_since = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
 
-    async def _announce(self, decision: decisions.Announce) -> None:
+    async def _announce(self, decision: schedule.Announce) -> None:
         if self._journal.reference is None:
             raise StateError("an attempt without a layout")
-        announcement = decisions.announcement_of(
+        announcement = schedule.announcement_of(
             self.run,
             decision,
             values=self._journal.reference.values[decision.exchange],
@@ -274,8 +274,8 @@ class Coordinator:
             EngineError, NumExamplesError, LayoutError, NameInUseError, OtherLayoutError: It does not fit in.
         """
         async with self._lock:
-            answers.check_join(name, join, self.engine, self.settings)
-            answers.check_place(self.run, name, join.join_nonce, self._presence.silent_s(name))
+            views.check_join(name, join, self.engine, self.settings)
+            views.check_place(self.run, name, join.join_nonce, self._presence.silent_s(name))
             reference = self._journal.reference
             if reference is None or (join.layout, join.values) != (reference.layout, reference.values):
                 await self._refer(name, join, reference)
@@ -293,7 +293,7 @@ class Coordinator:
             OtherLayoutError: It must have the one before.
         """
         await self._leave(name, "it comes again with another layout")
-        holder = answers.holder_of_layout(self.run, self._clock().silent)
+        holder = views.holder_of_layout(self.run, self._clock().silent)
         if reference and holder:
             client, settled = holder
             raise OtherLayoutError(
@@ -311,7 +311,7 @@ class Coordinator:
             StaleError: It has not joined.
             NameInUseError: Another process has joined under its name since.
         """
-        answers.check_session(self.run, name, join_nonce)
+        views.check_session(self.run, name, join_nonce)
         self._presence.hear(name)
 
     async def view(self, name: str, after: int) -> View:
@@ -322,7 +322,7 @@ class Coordinator:
         """
         if 0 < after <= self._journal.now.seq:  # one who has seen more is shown at once that this server was set back
             await self._wait(lambda: self._version > after, POLL_S)
-        return answers.view_of(self.run, name, self._journal.now.seq, self._clock().silent)
+        return views.view_of(self.run, name, self._journal.now.seq, self._clock().silent)
 
     async def commit(
         self, name: str, announcement: Announcement, upload: Upload, next_num_examples: int, *, whole: bool
@@ -336,7 +336,7 @@ class Coordinator:
             DiskFullError: It cannot be stored; the upload stays.
         """
         async with self._lock:
-            answers.check_open(self.run, announcement)
+            views.check_open(self.run, announcement)
             summation = await asyncio.to_thread(self._tally.fold)
         try:
             frame = await asyncio.to_thread(summation.open, upload.path, name)
@@ -345,9 +345,9 @@ class Coordinator:
         if frame.digest.hex() != upload.digest:
             raise MalformedError(f"the update's digest is {frame.digest.hex()}, and {upload.digest} was announced")
         async with self._lock:
-            answers.check_open(self.run, announcement)
+            views.check_open(self.run, announcement)
             event, before = events.Committed(name, upload.digest, next_num_examples, whole), self.run
-            if answers.is_committed(self.run, name, upload.digest):
+            if views.is_committed(self.run, name, upload.digest):
                 return
             await asyncio.to_thread(self._tally.take, frame, event)
             self._news.update(announcement.round, name, upload.held_bytes)
@@ -361,7 +361,7 @@ class Coordinator:
             ConflictError: Its update is in the sum, or the attempt trains nothing.
         """
         async with self._lock:
-            answers.check_open(self.run, announcement)
+            views.check_open(self.run, announcement)
             if name not in self.run.enough:
                 await self._apply(events.Enough(name))
                 log.info("round %d: %s has had enough", announcement.round, name)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from hefl.learner import Learner
-from hefl.protocol import View
+from hefl.protocol.messages import View
 
 log = logging.getLogger("hefl")
 

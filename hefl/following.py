@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from hefl.chain import Chain
 from hefl.clientstate import ClientState
-from hefl.compact import decode_records
 from hefl.connection import Connection
 from hefl.errors import StateError, TamperError
-from hefl.history import Record
 from hefl.keys.party import ClientFolder
-from hefl.protocol import View
+from hefl.protocol.compact_records import decode_records
+from hefl.protocol.history import Chain
+from hefl.protocol.messages import View
+from hefl.protocol.records import Record
 
 
 class Follower:

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
-from hefl import wire
 from hefl.ckks.context import open_public, open_secret
 from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
@@ -22,6 +21,7 @@ from hefl.keys import credentials, fields, keyfile, party
 from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
 from hefl.models.file import SUFFIXES, read_arrays
+from hefl.protocol import frames
 
 FIRST_BYTES = 64
 """Enough to tell what a file is."""
@@ -199,7 +199,7 @@ def _private_key(path: Path) -> Finding:
 
 
 def _frame(path: Path) -> Finding:
-    frame = wire.open_frame(path)
+    frame = frames.open_frame(path)
     header = frame.header
     of = f"round {header.round}, attempt {header.attempt}"
     update = header.kind == "update"
@@ -251,7 +251,7 @@ _KINDS = (
     _Kind(b"hefl/", "a key file", _key_file),
     _Kind(b"-----BEGIN CERTIFICATE", "a certificate", _certificate),
     _Kind(b"-----BEGIN", "a private key", _private_key),
-    _Kind(wire.MAGIC, "an update or a sum", _frame),
+    _Kind(frames.MAGIC, "an update or a sum", _frame),
     _Kind(b"SQLite format 3\0", "a run's journal", _journal),
 )
 

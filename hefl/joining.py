@@ -8,13 +8,13 @@ import time
 
 import msgspec
 
-from hefl import protocol
 from hefl.ckks.context import SecretContext
 from hefl.connection import Connection
 from hefl.errors import LayoutError
 from hefl.learner import Learner
 from hefl.models.layout import unseal
-from hefl.protocol import Join, OtherLayoutError, ReferenceLayout, Welcome
+from hefl.protocol import messages
+from hefl.protocol.messages import Join, OtherLayoutError, ReferenceLayout, Welcome
 
 log = logging.getLogger("hefl")
 
@@ -41,7 +41,7 @@ async def ask_to_join(
     said, until, body = "", time.monotonic() + patience_s, msgspec.json.encode(join)
     while True:
         try:
-            return await connection.ask("POST", "/v1/join", protocol.parser(Welcome), body)
+            return await connection.ask("POST", "/v1/join", messages.parser(Welcome), body)
         except OtherLayoutError as error:
             refused, left_s = _layout_error(error.reference, learner, secret), until - time.monotonic()
             if error.reference.settled or left_s <= 0:

@@ -23,14 +23,14 @@ import msgspec
 from hefl.ckks.context import Identity
 from hefl.engines.engine import Terms
 from hefl.errors import ProtocolError, StateError
-from hefl.events import Announced, Event, Published
-from hefl.history import Record, genesis
 from hefl.journalfile import damaged, looking, open_file, reader, reported
 from hefl.keptsettings import KeptSettings, refuse_another
 from hefl.links import first_link, next_link, run_link
 from hefl.params import ROUNDS
-from hefl.protocol import Join
-from hefl.rounds import Run, advance
+from hefl.protocol.messages import Join
+from hefl.protocol.records import Record, genesis
+from hefl.rounds.events import Announced, Event, Published
+from hefl.rounds.run import Run, advance
 from hefl.spool import holds_files
 
 FILE = "journal.sqlite"

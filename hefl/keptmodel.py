@@ -6,15 +6,15 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from hefl import protocol, wire
 from hefl.ckks.context import SecretContext
 from hefl.clientstate import ClientState, kept_rounds, naming, read
 from hefl.engines.load import load_engine, make_codec
 from hefl.errors import MismatchError, StateError
 from hefl.globalmodel import GlobalModel
-from hefl.history import Record
 from hefl.models.layout import Arrays, Layout, unseal
-from hefl.updates import read_aggregate
+from hefl.protocol import frames, messages
+from hefl.protocol.records import Record
+from hefl.protocol.updates import read_aggregate
 
 log = logging.getLogger("hefl")
 
@@ -79,7 +79,7 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
     hint = f"name another round with --round: {_listed(others)}" if others else "no other round is kept there"
     with naming(path := stem.with_suffix(".agg"), hint):
         data = read(path)
-        identity = wire.open_frame(data).header.identity
+        identity = frames.open_frame(data).header.identity
     if identity != secret.identity:
         raise MismatchError(
             f"{path} is of {identity}, and the client's keys are of {secret.identity}",
@@ -89,7 +89,7 @@ def read_model(folder: Path, secret: SecretContext, round_num: int | None = None
     with naming(path := stem.with_suffix(".layout"), hint):
         layout = unseal(read(path), secret)
     with naming(path := stem.with_suffix(".json"), hint):
-        record = protocol.decode(read(path), Record)
+        record = messages.decode(read(path), Record)
     announcement, terms = record.announcement, record.announcement.terms
     engine = load_engine(
         terms.engine,

@@ -9,7 +9,6 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from hefl import wire
 from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
 from hefl.encoding.codec import Averages, Exchange, Metrics, Sum
@@ -17,7 +16,6 @@ from hefl.engines.engine import Engine, Vector, check_terms
 from hefl.engines.load import make_codec
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.globalmodel import GlobalModel
-from hefl.history import Announcement, Record
 from hefl.models.file import read_model, write_model
 from hefl.models.layout import Arrays, Layout
 from hefl.models.trainer import Evaluation, GuardedTrainer, Trainer
@@ -25,10 +23,12 @@ from hefl.newcomer import Ranges
 from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.patience import Patience, Progress, of_layout, without
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, Record
+from hefl.protocol.updates import read_aggregate, write_update
 from hefl.remarks import Remarks, on_averages, on_rounding, say_whether_used
 from hefl.timings import Timings
 from hefl.tracing import Trace
-from hefl.updates import read_aggregate, write_update
 
 log = logging.getLogger("hefl")
 
@@ -237,7 +237,7 @@ class Learner:
         self._trained = (model.made_in, arrays, found)
         return arrays, found
 
-    def accept(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
+    def accept(self, source: frames.Source, record: Record, least: int = MIN_CLIENTS) -> Metrics:
         """Take a record's aggregate: the new global model, or closing metrics. Returns the averaged metrics.
 
         The metrics are of the model that the round started from; where it is the best so far, it is saved. Where a
@@ -276,7 +276,7 @@ class Learner:
             self._remarks.make(self._measured, said)
         return without(averages.metrics, self._hidden)
 
-    def ranges(self, source: wire.Source, record: Record, least: int = MIN_CLIENTS) -> Ranges | None:
+    def ranges(self, source: frames.Source, record: Record, least: int = MIN_CLIENTS) -> Ranges | None:
         """What a sum says of ranges; None where nobody can use it. Takes nothing of it. Raises as ``accept``."""
         total = read_aggregate(source, self._secret, self.engine, record.announcement, record, least)
         try:
@@ -288,7 +288,7 @@ class Learner:
 
     def restore(
         self,
-        source: wire.Source,
+        source: frames.Source,
         record: Record,
         round_num: int,
         progress: Progress | None,

@@ -26,7 +26,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
 from hefl.limits import Limits
-from hefl.protocol import is_loopback
+from hefl.protocol.messages import is_loopback
 from hefl.sockets import keep_alive
 
 log = logging.getLogger("hefl")

@@ -15,17 +15,18 @@ from typing import Any, BinaryIO, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from hefl import client, learner, wire
+from hefl import client, learner
 from hefl.cli.main import main as command_line
 from hefl.encoding.codec import Metrics
 from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.engines import packed
 from hefl.errors import ProtocolError, TamperError
 from hefl.globalmodel import GlobalModel
-from hefl.history import Announcement, Record
 from hefl.models.layout import Arrays
 from hefl.models.trainer import Evaluation
 from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, Record
 
 Outcome = Literal["refused", "stopped", "held", "bounded", "seen", "unseen"]
 """What comes of a lie: the server refuses it; all stop; the run waits for the liar; it changes nothing; it is logged;
@@ -118,7 +119,7 @@ class LyingLearner(learner.Learner):
         found = super()._evaluate(model)
         return Evaluation({**found.metrics, "loss": 0.0}, found.rows) if self.lie == "false-metrics" else found
 
-    def accept(self, source: wire.Source, record: Record, least: int = 2) -> Metrics:
+    def accept(self, source: frames.Source, record: Record, least: int = 2) -> Metrics:
         """As Learner, for a client that does not mind whom it harms: nothing is its limit."""
         try:
             return super().accept(source, record, least)
@@ -168,17 +169,17 @@ class LyingClient(client.Client):
 
     def _forged(self, frame: bytes, announcement: Announcement) -> bytes:
         """The bytes that are sent in the place of an update."""
-        data = bytearray(frame[: -wire.DIGEST_BYTES])
+        data = bytearray(frame[: -frames.DIGEST_BYTES])
         match LyingLearner.lie:
             case "false-tag":
                 data[-self._learner.engine.tag_bytes(announcement.as_attempt())] ^= 1
             case "damaged-block":
-                first = wire.HEADER.size + wire.LENGTH.size
+                first = frames.HEADER.size + frames.LENGTH.size
                 data[first : first + 4] = b"\xff" * 4
             case "other-name":
                 victim = next(name for name in announcement.names if name != self._folder.name)
-                at = data.index(self._folder.name.encode().ljust(wire.NAME_BYTES, b"\0"))
-                data[at : at + wire.NAME_BYTES] = victim.encode().ljust(wire.NAME_BYTES, b"\0")
+                at = data.index(self._folder.name.encode().ljust(frames.NAME_BYTES, b"\0"))
+                data[at : at + frames.NAME_BYTES] = victim.encode().ljust(frames.NAME_BYTES, b"\0")
             case "replay":
                 self._first = self._first or bytes(data)
                 data = bytearray(self._first)

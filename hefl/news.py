@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hefl.allowance import Allowance
-from hefl.decisions import Clock
 from hefl.engines.engine import Engine
 from hefl.errors import HeflError
-from hefl.history import Announcement, Record
 from hefl.keptsettings import KeptSettings, changes
 from hefl.params import LINES_AT_ONCE, LINES_PER_S
-from hefl.protocol import OtherLayoutError
-from hefl.rounds import Phase, Run
+from hefl.protocol.messages import OtherLayoutError
+from hefl.protocol.records import Announcement, Record
+from hefl.rounds.run import Phase, Run
+from hefl.rounds.schedule import Clock
 
 log = logging.getLogger("hefl")
 

@@ -15,9 +15,9 @@ import msgspec
 
 from hefl.engines.engine import Weighting
 from hefl.errors import TamperError
-from hefl.history import Announcement, Hex32, Name, NumExamples, Record, Value, canonical
 from hefl.models.layout import Arrays
 from hefl.params import MAX_CLIENTS, MAX_USELESS_SUMS
+from hefl.protocol.records import Announcement, Hex32, Name, NumExamples, Record, Value, canonical
 
 Members = tuple[tuple[Name, NumExamples], ...]
 """Names with the weights that were announced for them, ordered by name."""

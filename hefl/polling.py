@@ -8,10 +8,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from hefl import protocol
 from hefl.connection import Connection
 from hefl.errors import ConflictError, HeflError, StaleError, StateError
-from hefl.protocol import View
+from hefl.protocol import messages
+from hefl.protocol.messages import View
 
 MAX_JOINS = 30
 """So often in a row a client joins that the server does not know any more."""
@@ -69,7 +69,7 @@ class Poller:
         while True:
             after = self.view.version if self.view else 0
             try:
-                view = await self._connection.ask("GET", f"/v1/run?after={after}", protocol.parser(View))
+                view = await self._connection.ask("GET", f"/v1/run?after={after}", messages.parser(View))
             except StaleError as error:
                 refused += 1
                 if refused > MAX_JOINS:

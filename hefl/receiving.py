@@ -15,13 +15,13 @@ from hefl.connection import Connection
 from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, MalformedError, ProtocolError, StaleError, StateError, UploadError
 from hefl.following import Follower
-from hefl.history import Record
 from hefl.keys.party import ClientFolder
 from hefl.learner import Learner
 from hefl.newcomer import Ranges, first_to_follow
 from hefl.params import MAX_USELESS_SUMS
-from hefl.updates import max_aggregate_bytes
-from hefl.wire import is_whole
+from hefl.protocol.frames import is_whole
+from hefl.protocol.records import Record
+from hefl.protocol.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
 

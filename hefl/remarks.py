@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hefl.history import Record
 from hefl.models.layout import Arrays
+from hefl.protocol.records import Record
 
 log = logging.getLogger("hefl")
 

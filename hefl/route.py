@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from hefl import protocol
 from hefl.errors import UsageError
+from hefl.protocol import messages
 
 PROBE_S = 5.0
 """How long a look at a server may take."""
@@ -126,7 +126,7 @@ def _check_url(url: str, *, insecure_http: bool) -> SplitResult:
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.path or parts.query or port == 0:
         hint = f"such as {_like(url, insecure_http)}"
         raise UsageError(f"--server takes https://HOST:PORT, got {url!r}", hint=hint)
-    if parts.scheme == "http" and not (insecure_http and protocol.is_loopback(parts.hostname)):
+    if parts.scheme == "http" and not (insecure_http and messages.is_loopback(parts.hostname)):
         raise UsageError(
             f"plain HTTP to {url} is refused", hint="use https://; only to loopback does --insecure-http allow it"
         )

@@ -11,11 +11,8 @@ from typing import ClassVar
 import msgspec
 from aiohttp import web
 
-from hefl import answers, protocol
 from hefl.callers import Callers
-from hefl.compact import encode_records
 from hefl.coordinator import Coordinator
-from hefl.decisions import Clock, RunSettings
 from hefl.engines.engine import Engine
 from hefl.errors import (
     ConflictError,
@@ -28,17 +25,21 @@ from hefl.errors import (
     UsageError,
 )
 from hefl.files import storing
-from hefl.history import Announcement
 from hefl.journal import Journal
 from hefl.keys.party import ServerFolder
 from hefl.limits import Limits, Turns
 from hefl.listener import BUFFER_BYTES, Listener, refused
 from hefl.news import Emit, Refusals, say_who_lacks
 from hefl.params import MIN_CLIENTS, POLL_S
-from hefl.protocol import Confirmation, Held, Join, MetricsReport, Noted, Welcome
-from hefl.rounds import Phase, Run
+from hefl.protocol import messages
+from hefl.protocol.compact_records import encode_records
+from hefl.protocol.messages import Confirmation, Held, Join, MetricsReport, Noted, Welcome
+from hefl.protocol.records import Announcement
+from hefl.protocol.updates import max_update_bytes
+from hefl.rounds import views
+from hefl.rounds.run import Phase, Run
+from hefl.rounds.schedule import Clock, RunSettings
 from hefl.spool import Spool, Upload, Writing
-from hefl.updates import max_update_bytes
 
 log = logging.getLogger("hefl")
 
@@ -99,7 +100,7 @@ class Server:
                 f"{folder.path} knows {', '.join(folder.clients)} only, and --min-clients is {settings.min_clients}",
                 hint=f"make keys for more clients{fewer}; at least {MIN_CLIENTS} make a sum",
             )
-        loopback = protocol.is_loopback(host)
+        loopback = messages.is_loopback(host)
         if insecure_http and not loopback:
             raise UsageError(
                 f"--insecure-http listens on loopback only, not on {host}",
@@ -205,14 +206,14 @@ class Server:
 
     def _joined(self, request: web.Request) -> tuple[str, str]:
         """Name and join nonce of a client that has joined and was not replaced since. Raises as heard_of."""
-        name, nonce = request[CLIENT], request.headers.get(protocol.HEADER_SESSION, "")
+        name, nonce = request[CLIENT], request.headers.get(messages.HEADER_SESSION, "")
         self._coordinator.heard_of(name, nonce)
         return name, nonce
 
     def _refuse(self, request: web.BaseRequest, error: HeflError, status: int | None = None) -> web.Response:
         who, status = request.get(CLIENT), status or error.http_status
         self._refusals.tell(request.method, request.path, who, error, status)
-        body = msgspec.json.encode(protocol.refusal_of(error))
+        body = msgspec.json.encode(messages.refusal_of(error))
         response = web.Response(body=body, status=status, content_type="application/json")
         if isinstance(error, TooSlowError):
             response.force_close()
@@ -221,20 +222,20 @@ class Server:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _join(self, request: web.Request) -> web.Response:
-        join = protocol.decode(await self._limits.read(request, protocol.MAX_JSON_BYTES), Join)
+        join = messages.decode(await self._limits.read(request, messages.MAX_JSON_BYTES), Join)
         self._turns.take(request[CLIENT])
         await self._coordinator.join(request[CLIENT], join)
         return _json(Welcome(run=self._coordinator.run.run))
 
     async def _view(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        after = protocol.whole_number(request.query.get("after", "0"), "after")
+        after = messages.whole_number(request.query.get("after", "0"), "after")
         return _json(await self._coordinator.view(name, after))
 
     def _open_attempt(self, request: web.Request) -> Announcement:
         """The open attempt, if a request means it. Raises as answers.open_attempt."""
         name, nonce = self._joined(request)
-        return answers.open_attempt(self._coordinator.run, name, nonce, *_attempt_of(request))
+        return views.open_attempt(self._coordinator.run, name, nonce, *_attempt_of(request))
 
     def _announced_upload(self, request: web.Request) -> tuple[Announcement, str]:
         """The open attempt that an upload is for, and the upload's digest.
@@ -244,9 +245,9 @@ class Server:
             MalformedError: The digest is missing.
         """
         announcement = self._open_attempt(request)
-        digest = request.headers.get(protocol.HEADER_DIGEST, "")
+        digest = request.headers.get(messages.HEADER_DIGEST, "")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise MalformedError(f"an update must bear its digest in {protocol.HEADER_DIGEST}")
+            raise MalformedError(f"an update must bear its digest in {messages.HEADER_DIGEST}")
         return announcement, digest
 
     def _check_upload(self, request: web.Request) -> tuple[Announcement, str, int, int]:
@@ -260,7 +261,7 @@ class Server:
         length, limit = request.content_length, max_update_bytes(self._coordinator.engine, announcement)
         if length is None:
             raise MalformedError("an update must state its Content-Length")
-        offset = protocol.whole_number(request.headers.get(protocol.HEADER_OFFSET, "0"), protocol.HEADER_OFFSET)
+        offset = messages.whole_number(request.headers.get(messages.HEADER_OFFSET, "0"), messages.HEADER_OFFSET)
         total = offset + length
         if total > limit:
             raise MalformedError(f"oversized: the update has {total} bytes, and none of this attempt has over {limit}")
@@ -272,20 +273,20 @@ class Server:
 
     async def _held(self, request: web.Request) -> web.Response:
         name = self._joined(request)[0]
-        if answers.was_taken(self._coordinator.run, name, *_attempt_of(request)):
+        if views.was_taken(self._coordinator.run, name, *_attempt_of(request)):
             return _json(Held(bytes=0, committed=True))
         _, digest = self._announced_upload(request)
-        committed = answers.is_committed(self._coordinator.run, name, digest)
+        committed = views.is_committed(self._coordinator.run, name, digest)
         return _json(Held(bytes=self._coordinator.spool.held_bytes(name, digest), committed=committed))
 
     async def _update(self, request: web.Request) -> web.Response:
         announcement, digest, offset, total = self._check_upload(request)
-        next_examples = protocol.whole_number(request.headers.get(protocol.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
+        next_examples = messages.whole_number(request.headers.get(messages.HEADER_NUM_EXAMPLES, ""), "num_examples", 1)
         name, spool = request[CLIENT], self._coordinator.spool
-        answers.check_num_examples(name, next_examples, self._coordinator.engine, self._coordinator.settings)
-        if answers.is_committed(self._coordinator.run, name, digest):
+        views.check_num_examples(name, next_examples, self._coordinator.engine, self._coordinator.settings)
+        if views.is_committed(self._coordinator.run, name, digest):
             return web.Response()
-        whole = request.headers.get(protocol.HEADER_WHOLE) == "yes"
+        whole = request.headers.get(messages.HEADER_WHOLE) == "yes"
         upload = spool.upload(name, digest)
         if "Expect" in request.headers:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -336,12 +337,12 @@ class Server:
     async def _useless(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
         self._turns.take(name)
-        number = protocol.whole_number(request.match_info["round"], "round")
+        number = messages.whole_number(request.match_info["round"], "round")
         return _json(Noted(version=await self._coordinator.useless(name, number)))
 
     async def _aggregate(self, request: web.Request) -> web.StreamResponse:
         self._joined(request)
-        number = protocol.whole_number(request.match_info["round"], "round")
+        number = messages.whole_number(request.match_info["round"], "round")
         path = self._coordinator.aggregate(number)
         size_bytes = path.stat().st_size
         self._emit({"event": "download", "round": number, "client": request[CLIENT], "bytes": size_bytes})
@@ -356,14 +357,14 @@ class Server:
 
     async def _records(self, request: web.Request) -> web.Response:
         text = request.query.get("after")
-        after = -1 if text is None else protocol.whole_number(text, "after")
+        after = -1 if text is None else messages.whole_number(text, "after")
         records = await asyncio.to_thread(self._coordinator.records, after)
         return web.Response(body=encode_records(records), content_type="application/msgpack")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Pass on what a client chooses to tell of a model; of several who tell of one, the first is believed."""
         name, _ = self._joined(request)
-        report = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), MetricsReport)
+        report = messages.decode(await self._limits.read(request, messages.MAX_SHORT_BYTES), MetricsReport)
         model = self._coordinator.run.model
         if model is None or report.round > model.announcement.round:
             raise ConflictError(f"there is no model {report.round} yet to have metrics of")
@@ -374,7 +375,7 @@ class Server:
 
     async def _fetched(self, request: web.Request) -> web.Response:
         name, _ = self._joined(request)
-        confirmation = protocol.decode(await self._limits.read(request, protocol.MAX_SHORT_BYTES), Confirmation)
+        confirmation = messages.decode(await self._limits.read(request, messages.MAX_SHORT_BYTES), Confirmation)
         self._turns.take(name)
         await self._coordinator.fetched(name, confirmation.mac)
         return web.Response()
@@ -389,8 +390,8 @@ class Server:
 def _attempt_of(request: web.Request) -> tuple[int, int]:
     """Round and attempt, as the path has them. Raises MalformedError."""
     return (
-        protocol.whole_number(request.match_info["round"], "round"),
-        protocol.whole_number(request.match_info["attempt"], "attempt"),
+        messages.whole_number(request.match_info["round"], "round"),
+        messages.whole_number(request.match_info["attempt"], "attempt"),
     )
 
 

@@ -8,23 +8,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hefl.answers import useless_sums
 from hefl.callbacks import OnRound, tell
 from hefl.ckks.context import generate_secret
-from hefl.decisions import Announce, Clock, Finish, Stop, announcement_of, decide
 from hefl.encoding.codec import Metrics
 from hefl.engines.engine import Engine
 from hefl.engines.load import load_engine
 from hefl.errors import LayoutError, UsageError
-from hefl.events import Announced, Closed, Committed, Enough, Joined, Published, Stopped, Useless
-from hefl.history import Announcement, Record, genesis
 from hefl.learner import Learner
 from hefl.models.layout import Arrays
 from hefl.models.trainer import Trainer
 from hefl.params import DEFAULT_ENGINE, MAX_USELESS_SUMS, MIN_CLIENTS, NAME_PATTERN
-from hefl.rounds import Run, advance
-from hefl.updates import Summation
-from hefl.wire import DIGEST_BYTES
+from hefl.protocol.frames import DIGEST_BYTES
+from hefl.protocol.records import Announcement, Record, genesis
+from hefl.protocol.updates import Summation
+from hefl.rounds.events import Announced, Closed, Committed, Enough, Joined, Published, Stopped, Useless
+from hefl.rounds.run import Run, advance
+from hefl.rounds.schedule import Announce, Clock, Finish, Stop, announcement_of, decide
+from hefl.rounds.views import useless_sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hefl import wire
 from hefl.errors import ConflictError, HeflError, StaleError, StateError, UnreachableError
 from hefl.files import create_private, private_folder, replacing, storing, sync_folder
-from hefl.history import Record
 from hefl.params import NAME_PATTERN
-from hefl.updates import Summation
+from hefl.protocol import frames
+from hefl.protocol.records import Record
+from hefl.protocol.updates import Summation
 
 _UPLOAD, _UPDATE, _AGGREGATE = map(re.compile, (NAME_PATTERN, r"[0-9a-f]{64}", r"[0-9a-f]{64}|sum|\.?sum\.part"))
 """Names that files get here; one of any other name is not removed."""
@@ -250,7 +250,7 @@ def _keep(folder: Path, ours: re.Pattern[str], names: Iterable[str]) -> None:
 def _check_digest(path: Path) -> None:
     hint = "put a whole copy of the state folder in its place, or name another with --state"
     try:
-        digest = wire.open_frame(path).digest.hex()
+        digest = frames.open_frame(path).digest.hex()
         if digest != path.name:
             raise StateError(f"its digest is {digest}")
     except HeflError as error:

@@ -13,15 +13,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hefl import wire
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import PublicContext
 from hefl.ckks.mac import tag_from_bytes, tag_to_bytes
 from hefl.ckks.ntt import U32, U64
 from hefl.engines.engine import Member, Seal
 from hefl.engines.packed import PackedEngine
-from hefl.history import Announcement, MemberEntry, Record
-from hefl.updates import Summation
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, MemberEntry, Record
+from hefl.protocol.updates import Summation
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _unreduced(f: Forgery) -> None:
     """Write a residue that is its prime: the same number, in a form that nobody else writes."""
 
     def write_prime(data: bytearray) -> None:
-        first = wire.HEADER.size + len(f.members) * wire.MEMBER.size + wire.LENGTH.size
+        first = frames.HEADER.size + len(f.members) * frames.MEMBER.size + frames.LENGTH.size
         bits, q = f.coder.plan.limb_bits, f.coder.basis.primes[0]
         word = int.from_bytes(data[first : first + 8], "little")
         data[first : first + 8] = (word >> bits << bits | q).to_bytes(8, "little")
@@ -274,7 +274,7 @@ class LyingSummation(Summation):
         self._weights = engine.weights(self._attempt, planned).of
         self.uploads: dict[str, Upload] = {}
 
-    def add(self, frame: wire.Frame, name: str) -> None:
+    def add(self, frame: frames.Frame, name: str) -> None:
         """As Summation, and keep the update."""
         super().add(frame, name)
         tag = tag_from_bytes(frame.seal.tag, self._coder.basis)
@@ -284,7 +284,7 @@ class LyingSummation(Summation):
         """As Summation, but for the lie."""
         honest = io.BytesIO()
         record = super().finish(honest)
-        frame = wire.open_frame(honest.getvalue())
+        frame = frames.open_frame(honest.getvalue())
         residues, memory = self._residues(frame), self._memory
         if self._can_lie():
             memory.told.append(frame.header.round)
@@ -315,19 +315,19 @@ class LyingSummation(Summation):
         needs = {**dict.fromkeys(NEEDS_BEFORE, memory.uploads), **dict.fromkeys(NEEDS_ABANDONED, memory.abandoned)}
         return self._training and bool(needs.get(memory.lie, True))
 
-    def _residues(self, frame: wire.Frame) -> U32:
+    def _residues(self, frame: frames.Frame) -> U32:
         return np.stack([self._coder.from_bytes(data) for data in frame.blocks()])
 
 
-def _write(file: BinaryIO, header: wire.Header, forgery: Forgery, record: Record) -> Record:
+def _write(file: BinaryIO, header: frames.Header, forgery: Forgery, record: Record) -> Record:
     """Write the forged sum in a frame that is in form, and its record."""
     tag = tag_to_bytes(forgery.tag, forgery.coder.plan.limb_bits)
     out = io.BytesIO()
-    writer = wire.Writer(out, header, forgery.members, len(tag))
+    writer = frames.Writer(out, header, forgery.members, len(tag))
     for residues in forgery.residues:
         writer.block(forgery.coder.to_bytes(np.ascontiguousarray(residues)))
     writer.finish(Seal(tag=tag))
-    data = bytearray(out.getbuffer()[: -wire.DIGEST_BYTES])
+    data = bytearray(out.getbuffer()[: -frames.DIGEST_BYTES])
     forgery.edit(data)
     digest = hashlib.sha256(data).digest()
     file.write(data + digest)

@@ -11,8 +11,8 @@ from hefl.encoding.codec import Scales, Sum
 from hefl.engines.engine import Engine, Vector
 from hefl.engines.load import make_codec
 from hefl.files import replacing
-from hefl.history import Announcement
 from hefl.models.layout import Arrays, Layout
+from hefl.protocol.records import Announcement
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import Codec
 from hefl.engines.engine import Engine
 from hefl.engines.load import load_engine
 from hefl.errors import NotFiniteError, OutOfRangeError, ParametersError
-from hefl.history import Announcement, Participant, genesis
 from hefl.models.layout import Layout, Tensor
 from hefl.models.trainer import check_num_examples
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, PRECISION_BITS
-from hefl.updates import Summation, read_aggregate, write_update
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, Participant, genesis
+from hefl.protocol.updates import Summation, read_aggregate, write_update
 
 LARGEST_RANGE = 2.0**64
 """No ``value_range`` is above it."""
@@ -141,7 +141,7 @@ def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announce
     Raises:
         MalformedError, MismatchError, StaleError, ConflictError: An update does not belong here, or there are too few.
     """
-    names = [wire.read_header(update).name for update in updates]
+    names = [frames.read_header(update).name for update in updates]
     summation = Summation(public, _engine(attempt), attempt, names)
     for name, update in zip(names, updates, strict=True):
         summation.add(summation.open(update, name), name)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engines.engine import Engine
-from hefl.history import Announcement, MemberEntry, Participant, Record
-from hefl.protocol import Join
-from hefl.updates import Summation, write_update
+from hefl.protocol.messages import Join
+from hefl.protocol.records import Announcement, MemberEntry, Participant, Record
+from hefl.protocol.updates import Summation, write_update
 
 Array = NDArray[Any]
 

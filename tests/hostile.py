@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import msgspec
 from federation import Federation
 
-from hefl import protocol
 from hefl.keys import party
+from hefl.protocol import messages
 
 NONCE = "00112233445566778899aabbccddeeff"
-JOIN = protocol.Join(
+JOIN = messages.Join(
     engine="tenseal",
     precision_bits=0,
     weighting="server",
@@ -34,7 +34,7 @@ class Peer:
 
     def __init__(self, keys: Federation, name: str) -> None:
         self.folder = party.read_client_folder(keys.folder / "clients" / name)
-        self.headers = {"Host": "localhost", **protocol.headers(self.folder.secret, NONCE)}
+        self.headers = {"Host": "localhost", **messages.headers(self.folder.secret, NONCE)}
         self._address = ("127.0.0.1", urlsplit(keys.url).port or 0)
         self._context = self.folder.credentials.client_context()
 
@@ -70,9 +70,9 @@ class Peer:
         status, body = self.ask("POST", "/v1/join", msgspec.json.encode(msgspec.structs.replace(JOIN, **changes)))
         assert status == 200, body
 
-    def view(self) -> protocol.View:
+    def view(self) -> messages.View:
         """The run, as the server shows it."""
-        return msgspec.json.decode(self.ask("GET", "/v1/run")[1], type=protocol.View)
+        return msgspec.json.decode(self.ask("GET", "/v1/run")[1], type=messages.View)
 
 
 def answer(connection: socket.socket, *, bodiless: bool = False) -> tuple[int, bytes]:

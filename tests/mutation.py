@@ -14,7 +14,7 @@ from helpers import redigested
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from hefl import wire
+from hefl.protocol import frames
 
 ODD_INTS = (0, 1, -1, 2, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 1, 2**63, 2**64, 10**400)
 ODD_TEXTS = ("", "\0", "a" * 33, "é", "\ud800", "../..", "A", "-", " ", "ab" * 32, "00" * 16, "\n", "a" * 5000, "nan")
@@ -97,13 +97,13 @@ def _place(draw: st.DataObject, length: int) -> int:
 def damaged_frame(draw: st.DataObject, data: bytes, others: Sequence[bytes] = ()) -> bytes:
     """A frame with a change in its header's fields or anywhere, mostly under a digest that is right."""
     where = draw.draw(st.sampled_from(["header", "header", "anywhere", "anywhere", "numbers"]))
-    if len(data) < wire.HEADER.size:  # of a change before
+    if len(data) < frames.HEADER.size:  # of a change before
         where = "anywhere"
     if where == "numbers":
-        at = wire.HEADER.size + 8 + draw.draw(st.integers(0, 255)) * (len(data) - 600) // 255
+        at = frames.HEADER.size + 8 + draw.draw(st.integers(0, 255)) * (len(data) - 600) // 255
         return redigested(data[:at] + b"\xff" * 32 + data[at + 32 :])
     if where == "header":
-        fields = list(wire.HEADER.unpack(data[: wire.HEADER.size]))
+        fields = list(frames.HEADER.unpack(data[: frames.HEADER.size]))
         at = draw.draw(st.integers(0, len(fields) - 1), label="field")
         if isinstance(fields[at], int):
             width = {1: 1, 2: 1, 5: 4, 6: 4, 7: 4, 10: 8, 11: 4, 12: 4, 13: 2}[at]
@@ -112,7 +112,7 @@ def damaged_frame(draw: st.DataObject, data: bytes, others: Sequence[bytes] = ()
             fields[at] = draw.draw(st.sampled_from([n % most for n in (*near, *ODD_INTS)]))
         else:
             fields[at] = damaged(draw, fields[at])[: len(fields[at])]
-        changed = wire.HEADER.pack(*fields) + data[wire.HEADER.size :]
+        changed = frames.HEADER.pack(*fields) + data[frames.HEADER.size :]
     else:
         changed = damaged(draw, data, others)
     return redigested(changed) if draw.draw(st.integers(0, 3)) else changed

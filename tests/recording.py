@@ -17,7 +17,6 @@ from trainers import Drift
 
 from hefl.client import Client
 from hefl.clientstate import ClientState
-from hefl.compact import decode_records
 from hefl.connection import Body, Connection
 from hefl.engines.engine import Weighting
 from hefl.engines.load import load_engine
@@ -25,6 +24,7 @@ from hefl.files import private_folder
 from hefl.keys.party import read_client_folder
 from hefl.learner import Learner
 from hefl.models.layout import Arrays
+from hefl.protocol.compact_records import decode_records
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from helpers import HEAD, RUN, announcement, record
 
-from hefl.decisions import Announce, Clock, announcement_of
 from hefl.engines.engine import Terms
-from hefl.events import Announced, Closed, Committed, Published
-from hefl.history import Announcement
-from hefl.rounds import Phase, Run, Session, advance
+from hefl.protocol.records import Announcement
+from hefl.rounds.events import Announced, Closed, Committed, Published
+from hefl.rounds.run import Phase, Run, Session, advance
+from hefl.rounds.schedule import Announce, Clock, announcement_of
 
 KNOWN = ("alice", "bob", "carol")
 NONCE = {name: f"{i:032x}" for i, name in enumerate(KNOWN, 1)}

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from helpers import announcement, record
 
-from hefl.chain import Chain
 from hefl.ckks.context import Identity
 from hefl.errors import TamperError
-from hefl.history import Announcement, MemberEntry, Record, genesis
+from hefl.protocol.history import Chain
+from hefl.protocol.records import Announcement, MemberEntry, Record, genesis
 
 IDENTITY, RUN = Identity("ab" * 16, 1), "cd" * 16
 SEED = bytes(range(32))

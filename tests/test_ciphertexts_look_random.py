@@ -30,8 +30,8 @@ from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.engines.engine import Engine
 from hefl.engines.packed import PackedEngine
 from hefl.engines.plaintext import PlaintextEngine
-from hefl.history import Announcement
 from hefl.models.layout import describe
+from hefl.protocol.records import Announcement
 
 ALARM = 1e-9
 """Of each test function."""

@@ -22,12 +22,12 @@ from hefl.engines.load import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.files import private_folder
 from hefl.globalmodel import GlobalModel
-from hefl.history import Announcement, Participant, Record, genesis
 from hefl.keys import authority, party
 from hefl.learner import Learner
 from hefl.patience import Patience, Progress
-from hefl.protocol import View, Welcome
-from hefl.updates import Summation
+from hefl.protocol.messages import View, Welcome
+from hefl.protocol.records import Announcement, Participant, Record, genesis
+from hefl.protocol.updates import Summation
 
 RUN = "ab" * 16
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutation import memory_within
 
-from hefl.compact import decode_records, encode_records, from_bytes, to_bytes
 from hefl.errors import MalformedError
-from hefl.history import MemberEntry, Participant, Record
 from hefl.params import RECORDS_AT_ONCE
-from hefl.protocol import MAX_ANSWER_BYTES
+from hefl.protocol.compact_records import decode_records, encode_records, from_bytes, to_bytes
+from hefl.protocol.messages import MAX_ANSWER_BYTES
+from hefl.protocol.records import MemberEntry, Participant, Record
 
 
 def of_ten() -> Record:

@@ -15,13 +15,13 @@ from federation import Federation
 from mutation import memory_within
 from proxy import Fault, Flip, Proxy
 
-from hefl import protocol
-from hefl.compact import decode_records
 from hefl.connection import READ_TIMEOUT_S, Connection
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError
 from hefl.keys import party
 from hefl.params import CONNECT_TIMEOUT_S, POLL_S
-from hefl.protocol import Welcome, parser
+from hefl.protocol import messages
+from hefl.protocol.compact_records import decode_records
+from hefl.protocol.messages import Welcome, parser
 
 Ask = Callable[[Connection], Awaitable[Any]]
 
@@ -92,9 +92,9 @@ def asked(
 
 
 def test_an_answer_longer_than_any_honest_one_is_refused(keys: Federation) -> None:
-    long = protocol.MAX_ANSWER_BYTES + (1 << 20)
+    long = messages.MAX_ANSWER_BYTES + (1 << 20)
     for body in (answer(b"x" * long), answer(b"x" * long, "400 Bad Request")):
-        with memory_within(5 * protocol.MAX_ANSWER_BYTES):  # the test's own copies among it
+        with memory_within(5 * messages.MAX_ANSWER_BYTES):  # the test's own copies among it
             error, _ = asked(keys, body)
         assert isinstance(error, MalformedError)
         assert "oversized" in str(error)
@@ -112,7 +112,7 @@ def test_a_compressed_answer_does_not_grow(keys: Federation) -> None:
     found, _ = asked(keys, answer(bomb, "200 OK", "Content-Encoding: gzip"))
     assert found == bomb
     with pytest.raises(MalformedError):
-        protocol.decode(found, protocol.View)
+        messages.decode(found, messages.View)
 
 
 def test_a_client_is_not_sent_elsewhere(keys: Federation) -> None:
@@ -128,7 +128,7 @@ def test_a_refusal_by_a_name_that_is_no_error_of_its_own_is_a_protocol_error(key
 
 def test_a_refusal_says_no_more_than_a_person_reads(keys: Federation) -> None:
     error, _ = asked(keys, refusal("400 Bad Request", message="a" * 100_000, hint="b" * 100_000))
-    assert (len(error.message), len(error.hint)) == (protocol.MAX_TEXT, protocol.MAX_TEXT)
+    assert (len(error.message), len(error.hint)) == (messages.MAX_TEXT, messages.MAX_TEXT)
 
 
 @pytest.mark.parametrize("status", ["408 Request Timeout", "429 Too Many Requests", "503 Service Unavailable"])

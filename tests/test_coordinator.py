@@ -14,14 +14,14 @@ import pytest
 from hostile import JOIN
 from run_support import gathering, played
 
-from hefl.answers import holder_of_layout
 from hefl.ckks.context import PublicContext
 from hefl.coordinator import Coordinator
-from hefl.decisions import RunSettings
 from hefl.engines.load import load_engine
 from hefl.errors import StaleError
 from hefl.journal import Journal
-from hefl.protocol import Join, OtherLayoutError
+from hefl.protocol.messages import Join, OtherLayoutError
+from hefl.rounds.schedule import RunSettings
+from hefl.rounds.views import holder_of_layout
 from hefl.spool import Spool
 
 KNOWN = ("alice", "bob", "carol")

@@ -10,12 +10,23 @@ import pytest
 from helpers import HEAD, RUN, record
 from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gathering, in_phase
 
-from hefl.decisions import Abandon, Announce, Close, End, Finish, Stop, announcement_of, decide
 from hefl.engines.engine import Terms
 from hefl.errors import ConflictError
-from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Fetched, Joined, Left, Published, Stopped
-from hefl.history import Announcement
-from hefl.rounds import Phase, Run, advance
+from hefl.protocol.records import Announcement
+from hefl.rounds.events import (
+    Abandoned,
+    Announced,
+    Closed,
+    Committed,
+    Enough,
+    Fetched,
+    Joined,
+    Left,
+    Published,
+    Stopped,
+)
+from hefl.rounds.run import Phase, Run, advance
+from hefl.rounds.schedule import Abandon, Announce, Close, End, Finish, Stop, announcement_of, decide
 
 
 def test_an_announcement_says_what_the_run_knows_and_has_a_nonce_of_its_own() -> None:

@@ -16,12 +16,12 @@ import pytest
 from federation import Federation
 from helpers import redigested, saved
 
-from hefl import protocol
-from hefl.compact import decode_records
 from hefl.errors import MismatchError, StateError, TamperError
-from hefl.history import Record, genesis
 from hefl.keptmodel import read_model
 from hefl.keys import authority, party
+from hefl.protocol import messages
+from hefl.protocol.compact_records import decode_records
+from hefl.protocol.records import Record, genesis
 
 ROWS = {"alice": 9, "bob": 2, "carol": 700}
 """With which the clients validate: not those with which they train."""
@@ -272,7 +272,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
         connection = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=20)
 
         def fetch(query: str) -> list[Record]:
-            connection.request("GET", f"/v1/records{query}", headers=protocol.headers(folder.secret, "00" * 16))
+            connection.request("GET", f"/v1/records{query}", headers=messages.headers(folder.secret, "00" * 16))
             answer = connection.getresponse()
             body = answer.read()
             assert answer.status == 200, body
@@ -282,7 +282,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
             pages = [fetch("")]
             while pages[-1]:
                 pages.append(fetch(f"?after={pages[-1][-1].announcement.round}"))
-            connection.request("GET", "/v1/records?after=x", headers=protocol.headers(folder.secret, "00" * 16))
+            connection.request("GET", "/v1/records?after=x", headers=messages.headers(folder.secret, "00" * 16))
             assert connection.getresponse().status == 400
         for command in clients:
             command.child.terminate()

@@ -22,16 +22,16 @@ from helpers import JOIN, announcement, record, summed, update
 from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
-from hefl import protocol, wire
 from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.engines.engine import Terms
 from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, KeysError, MalformedError, MismatchError, ProtocolError
-from hefl.events import Joined
-from hefl.history import Announcement, Record, Value, canonical
 from hefl.journal import FILE, Journal, read_moment
 from hefl.keys import credentials, keyfile, tls
-from hefl.updates import Summation, read_aggregate
+from hefl.protocol import frames, messages
+from hefl.protocol.records import Announcement, Record, Value, canonical
+from hefl.protocol.updates import Summation, read_aggregate
+from hefl.rounds.events import Joined
 
 SIZES = [pytest.param(1, id="some"), pytest.param(50, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -128,7 +128,7 @@ def test_the_beginning_of_a_frame_is_read_or_refused(updates: dict[str, bytes], 
 
     def check(draw: st.DataObject) -> None:
         data = damaged_frame(draw, updates["alice"][:600])
-        for read in (wire.read_header, wire.open_frame):
+        for read in (frames.read_header, frames.open_frame):
             try:
                 read(data)
                 reached["read"] += 1
@@ -144,8 +144,8 @@ def test_the_beginning_of_a_frame_is_read_or_refused(updates: dict[str, bytes], 
 
 SAID: tuple[Value, ...] = (
     JOIN,
-    protocol.Welcome(run="00" * 16),
-    protocol.View(
+    messages.Welcome(run="00" * 16),
+    messages.View(
         version=7,
         rounds=20,
         phase="collecting",
@@ -157,9 +157,9 @@ SAID: tuple[Value, ...] = (
     ),
     FRAMES,
     record(FRAMES),
-    protocol.Held(bytes=7, committed=False),
-    protocol.MetricsReport(round=3, metrics={"accuracy": 0.5, "loss": None}),
-    protocol.Confirmation(mac="c0" * 32),
+    messages.Held(bytes=7, committed=False),
+    messages.MetricsReport(round=3, metrics={"accuracy": 0.5, "loss": None}),
+    messages.Confirmation(mac="c0" * 32),
 )
 
 
@@ -172,14 +172,14 @@ def test_what_is_said_is_understood_to_the_letter_or_refused(size: int) -> None:
         kind = type(said)
         data = damaged_json(draw, msgspec.json.encode(said))
         try:
-            found = protocol.decode(data, kind)
+            found = messages.decode(data, kind)
         except MalformedError as error:
             reached[f"{kind.__name__} refused"] += 1
             assert str(error).startswith(f"not a {kind.__name__}: ")
-            protocol.error_of(msgspec.json.encode(protocol.refusal_of(error)), 400)
+            messages.error_of(msgspec.json.encode(messages.refusal_of(error)), 400)
             return
         reached[f"{kind.__name__} understood"] += 1
-        assert protocol.decode(msgspec.json.encode(found), kind) == found
+        assert messages.decode(msgspec.json.encode(found), kind) == found
         canonical(found)
         if isinstance(found, Announcement):
             assert len(found.ctx) == 32
@@ -196,10 +196,10 @@ def test_what_is_said_is_understood_to_the_letter_or_refused(size: int) -> None:
 @sizes
 def test_a_refusal_is_an_error_whatever_it_says(size: int) -> None:
     reached = Counter[str]()
-    reference = protocol.ReferenceLayout(client="alice", sealed=b"sealed", settled=False)
-    error = protocol.OtherLayoutError("a model's layout differs", reference)
+    reference = messages.ReferenceLayout(client="alice", sealed=b"sealed", settled=False)
+    error = messages.OtherLayoutError("a model's layout differs", reference)
     seeds = [
-        msgspec.json.encode(protocol.refusal_of(e)) for e in (error, MalformedError("x"), MismatchError("x", hint="y"))
+        msgspec.json.encode(messages.refusal_of(e)) for e in (error, MalformedError("x"), MismatchError("x", hint="y"))
     ]
     kinds = ["OtherLayoutError", "HeflError", "TamperError", "SystemExit", "KeyError", "LayoutError", "HTTPError", ""]
 
@@ -210,7 +210,7 @@ def test_a_refusal_is_an_error_whatever_it_says(size: int) -> None:
             data = msgspec.json.encode({k: v for k, v in told.items() if draw.draw(st.integers(0, 5)) or k == "error"})
         else:
             data = damaged_json(draw, data)
-        found = protocol.error_of(data, 400)
+        found = messages.error_of(data, 400)
         assert isinstance(found, HeflError)
         f"{found.message}{found.hint}".encode()
         assert len(found.message) <= 2100
@@ -343,7 +343,7 @@ def test_a_damaged_journal_is_refused_or_says_what_it_said(tmp_path: Path, size:
     good = tmp_path / "good"
     good.mkdir()
     journal = Journal(good, identity, terms, rounds=3, min_clients=2, known=names)
-    assert isinstance(SAID[0], protocol.Join)
+    assert isinstance(SAID[0], messages.Join)
     journal.refer(SAID[0])
     for name in names:
         journal.append(Joined(name, 4, "00" * 16))

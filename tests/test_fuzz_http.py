@@ -23,11 +23,11 @@ from hostile import JOIN, Peer, answer
 from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
-from hefl import protocol
 from hefl.engines.packed import PackedEngine
-from hefl.history import Announcement
 from hefl.journal import FILE
-from hefl.updates import write_update
+from hefl.protocol import messages
+from hefl.protocol.records import Announcement
+from hefl.protocol.updates import write_update
 
 SIZES = [pytest.param(250, id="some"), pytest.param(12_000, id="many", marks=[pytest.mark.slow])]
 MEMORY = 64 << 20
@@ -50,9 +50,9 @@ PATHS = (
 )  # fmt: skip
 HEADERS = (
     "Host", "Content-Length", "Transfer-Encoding", "Content-Encoding", "Expect", "Connection", "Upgrade", "Range",
-    "Cookie", protocol.HEADER_PROTOCOL, protocol.HEADER_FEDERATION, protocol.HEADER_GENERATION, protocol.HEADER_KEYS,
-    protocol.HEADER_SESSION, protocol.HEADER_NUM_EXAMPLES, protocol.HEADER_DIGEST, protocol.HEADER_OFFSET,
-    protocol.HEADER_CLIENT,
+    "Cookie", messages.HEADER_PROTOCOL, messages.HEADER_FEDERATION, messages.HEADER_GENERATION, messages.HEADER_KEYS,
+    messages.HEADER_SESSION, messages.HEADER_NUM_EXAMPLES, messages.HEADER_DIGEST, messages.HEADER_OFFSET,
+    messages.HEADER_CLIENT,
 )  # fmt: skip
 VALUES = (
     "", "0", "1", "-1", "9" * 13, "9" * 400, "1.5", "0x1", "\u0661", "chunked", "gzip", "deflate", "100-continue",
@@ -86,23 +86,23 @@ def seeds(announcement: Announcement, peer: Peer) -> list[Request]:
     """Every request of the protocol, as right as it can be without changing the run: the update ends in nonsense."""
     where, good = "/v1/rounds/0/1", right_update(announcement, peer)
     update = redigested(good[:-3000] + b"\xff" * 1000 + good[-2000:])
-    headers = {protocol.HEADER_DIGEST: update[-32:].hex(), protocol.HEADER_NUM_EXAMPLES: "4"}
+    headers = {messages.HEADER_DIGEST: update[-32:].hex(), messages.HEADER_NUM_EXAMPLES: "4"}
     expecting = headers | {"Expect": "100-continue"}
-    metrics = protocol.MetricsReport(round=0, metrics={"accuracy": 0.5, "loss": None})
+    metrics = messages.MetricsReport(round=0, metrics={"accuracy": 0.5, "loss": None})
     said = msgspec.json.encode
     return [
         Request("POST", "/v1/join", said(LAYOUT), change=damaged_json),
         Request("GET", "/v1/run?after=0"),
         Request("PUT", f"{where}/update", update, headers, damaged_frame),
         Request("PUT", f"{where}/update", update, expecting, damaged_frame),
-        Request("PUT", f"{where}/update", update[5000:], headers | {protocol.HEADER_OFFSET: "5000"}),
+        Request("PUT", f"{where}/update", update[5000:], headers | {messages.HEADER_OFFSET: "5000"}),
         Request("GET", f"{where}/update", headers=headers),
         Request("POST", f"{where}/enough"),  # nobody can, in round 0
         Request("GET", "/v1/rounds/0/aggregate"),
         Request("GET", "/v1/records?after=0"),
         Request("POST", "/v1/metrics", said(metrics), change=damaged_json),
         Request("POST", "/v1/fetched", said({"mac": "c0" * 31}), change=damaged_json),
-        Request("POST", "/v1/leave", headers={protocol.HEADER_SESSION: "ff" * 16}),
+        Request("POST", "/v1/leave", headers={messages.HEADER_SESSION: "ff" * 16}),
     ]
 
 
@@ -123,8 +123,8 @@ def changed(draw: st.DataObject, request: Request) -> Request:
             case _ if request.body:
                 body = request.change(draw, request.body)
                 headers = request.headers
-                if protocol.HEADER_DIGEST in headers and draw.draw(st.integers(0, 3)):
-                    headers = {**headers, protocol.HEADER_DIGEST: body[-32:].hex().rjust(64, "0")}
+                if messages.HEADER_DIGEST in headers and draw.draw(st.integers(0, 3)):
+                    headers = {**headers, messages.HEADER_DIGEST: body[-32:].hex().rjust(64, "0")}
                 request = replace(request, body=body, headers=headers)
             case _:
                 request = replace(request, body=draw.draw(st.binary(max_size=100)))
@@ -155,7 +155,7 @@ def test_an_update_that_comes_over_several_connections_at_once_counts_once(tmp_p
         announcement = bob.view().announcement
         assert announcement
         update = right_update(announcement, alice)
-        headers = {protocol.HEADER_DIGEST: update[-32:].hex(), protocol.HEADER_NUM_EXAMPLES: "4"}
+        headers = {messages.HEADER_DIGEST: update[-32:].hex(), messages.HEADER_NUM_EXAMPLES: "4"}
 
         def put(delay_s: float) -> int:
             time.sleep(delay_s)
@@ -177,7 +177,7 @@ def is_of_another_layout(request: bytes) -> bool:
     if not head.startswith(b"POST /v1/join "):
         return False
     try:
-        join = msgspec.json.decode(body, type=protocol.Join)
+        join = msgspec.json.decode(body, type=messages.Join)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
     return (join.layout, join.values) != (LAYOUT.layout, LAYOUT.values)
@@ -230,7 +230,7 @@ def test_a_server_answers_whatever_it_is_asked_and_nothing_changes(tmp_path: Pat
                 assert written() == before, data[:2000]
                 if request.method == "HEAD":
                     return
-                refusal = msgspec.json.decode(body, type=protocol.Refusal)
+                refusal = msgspec.json.decode(body, type=messages.Refusal)
                 reached[f"{status} {refusal.error}"] += 1
                 reached.update(word for word in DEEP if word in refusal.message)
             else:
@@ -243,7 +243,7 @@ def test_a_server_answers_whatever_it_is_asked_and_nothing_changes(tmp_path: Pat
         assert server.child.poll() is None
         assert len(list((state / "uploads").iterdir())) <= 1
         good = right_update(announcement, alice)
-        headers = upload.headers | {protocol.HEADER_DIGEST: good[-32:].hex()}
+        headers = upload.headers | {messages.HEADER_DIGEST: good[-32:].hex()}
         assert alice.ask("PUT", upload.path, good, headers)[0] == 200
         server.until('"event": "round"')
         server.until("round 1, attempt 1")

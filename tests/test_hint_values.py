@@ -17,12 +17,10 @@ from test_hints import ROOT
 
 import hefl
 from hefl import errors
-from hefl.answers import check_join
 from hefl.ckks.context import SecretContext
 from hefl.cli.main import COMMANDS, cli
 from hefl.cli.usage import expects, explain
 from hefl.client import _way_to_more
-from hefl.decisions import RunSettings
 from hefl.demo import FORK_CLIENTS
 from hefl.engines.load import load_engine
 from hefl.errors import HeflError, LayoutError, OutOfRangeError, StateError, UsageError
@@ -32,6 +30,8 @@ from hefl.keys import authority
 from hefl.limits import SPARE_FILES, Limits
 from hefl.models.file import check_suffix
 from hefl.params import MAX_VALUES
+from hefl.rounds.schedule import RunSettings
+from hefl.rounds.views import check_join
 from hefl.route import _check_url
 
 

@@ -9,8 +9,8 @@ import pytest
 from helpers import HEAD, RUN, announcement, canonical_json, record
 
 from hefl.ckks.context import Identity
-from hefl.history import Announcement, MemberEntry, Participant, Record, canonical, genesis
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES
+from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, canonical, genesis
 
 IDENTITY = Identity("0f" * 16, 3)
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from packed_support import new_secret, public_of
 
-from hefl import decisions, events, rounds
-from hefl.chain import Chain
-from hefl.decisions import Abandon, Announce, Clock, Close, Finish
 from hefl.engines.engine import Terms
 from hefl.engines.packed import PackedEngine
-from hefl.history import Announcement, Record, genesis
-from hefl.rounds import Phase, Run
-from hefl.updates import Summation, read_aggregate, write_update
+from hefl.protocol.history import Chain
+from hefl.protocol.records import Announcement, Record, genesis
+from hefl.protocol.updates import Summation, read_aggregate, write_update
+from hefl.rounds import events, run, schedule
+from hefl.rounds.run import Phase, Run
+from hefl.rounds.schedule import Abandon, Announce, Clock, Close, Finish
 
 NAMES = ("alice", "bob", "carol", "dave")
 SECRET = new_secret()
@@ -64,7 +64,7 @@ class HonestRuns(RuleBasedStateMachine):
     # --- the server ---------------------------------------------------------------------------------------------------
 
     def apply(self, event: events.Event) -> None:
-        self.run = rounds.advance(self.run, event)
+        self.run = run.advance(self.run, event)
         self.events.append(event)
 
     @rule(late=st.booleans())
@@ -72,12 +72,12 @@ class HonestRuns(RuleBasedStateMachine):
         clock = Clock(
             silent=frozenset(), phase_s=99.0 if late else 0.0, enough_s=9.0, join_wait_s=1.0, round_timeout_s=60.0
         )
-        match decisions.decide(self.run, clock):
+        match schedule.decide(self.run, clock):
             case Announce() as decision:
                 terms = Terms("packed", 24)
                 self.apply(
                     events.Announced(
-                        decisions.announcement_of(self.run, decision, values=VALUES, terms=terms, deadline_s=60.0)
+                        schedule.announcement_of(self.run, decision, values=VALUES, terms=terms, deadline_s=60.0)
                     )
                 )
                 self.updates, self.vectors = {}, {}
@@ -113,7 +113,7 @@ class HonestRuns(RuleBasedStateMachine):
         """What it was told to keep is all that it has."""
         again = self.start
         for event in self.events:
-            again = rounds.advance(again, event)
+            again = run.advance(again, event)
         assert again == self.run
 
     # --- clients ------------------------------------------------------------------------------------------------------

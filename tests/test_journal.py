@@ -14,8 +14,6 @@ from helpers import JOIN, record
 
 from hefl import journal as module
 from hefl.ckks.context import Identity
-from hefl.decisions import Announce as ToAnnounce
-from hefl.decisions import Clock, announcement_of, decide
 from hefl.engines.engine import Terms
 from hefl.errors import (
     ConflictError,
@@ -26,7 +24,10 @@ from hefl.errors import (
     StaleError,
     StateError,
 )
-from hefl.events import (
+from hefl.journal import FILE, Journal, read_moment, read_settings
+from hefl.keptsettings import KeptSettings
+from hefl.protocol.records import genesis
+from hefl.rounds.events import (
     Abandoned,
     Announced,
     Closed,
@@ -45,10 +46,9 @@ from hefl.events import (
     Stopped,
     Useless,
 )
-from hefl.history import genesis
-from hefl.journal import FILE, Journal, read_moment, read_settings
-from hefl.keptsettings import KeptSettings
-from hefl.rounds import Phase, Run, advance
+from hefl.rounds.run import Phase, Run, advance
+from hefl.rounds.schedule import Announce as ToAnnounce
+from hefl.rounds.schedule import Clock, announcement_of, decide
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
 NAMES = ("alice", "bob")

@@ -15,9 +15,9 @@ from hefl.engines.engine import Engine
 from hefl.engines.load import load_engine
 from hefl.errors import LayoutError, MismatchError, NotFiniteError, StaleError, TamperError
 from hefl.globalmodel import GlobalModel
-from hefl.history import Announcement, Record
 from hefl.learner import Learner
 from hefl.params import ENGINES
+from hefl.protocol.records import Announcement, Record
 
 WEIGHTS = {"alice": 30, "bob": 10}
 

@@ -15,8 +15,8 @@ import pytest
 from federation import Command, Federation
 from hostile import JOIN, Peer, answer, dribbling, ended
 
-from hefl import protocol
 from hefl.params import MAX_CONNECTIONS_OF_CLIENT
+from hefl.protocol import messages
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +178,8 @@ def test_who_goes_away_before_an_answer_is_no_fault_of_the_servers(keys: Federat
         alice.join()
         bob.join()
         server.until("round 0, attempt 1")
-        upload = {"Content-Length": "1000", "Expect": "100-continue", protocol.HEADER_DIGEST: "ab" * 32}
-        head = alice.head("PUT", "/v1/rounds/0/1/update", upload | {protocol.HEADER_NUM_EXAMPLES: "4"})
+        upload = {"Content-Length": "1000", "Expect": "100-continue", messages.HEADER_DIGEST: "ab" * 32}
+        head = alice.head("PUT", "/v1/rounds/0/1/update", upload | {messages.HEADER_NUM_EXAMPLES: "4"})
         for _ in range(10):
             peer = alice.tls()
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # what it says and its end arrive at once
@@ -203,7 +203,7 @@ def test_a_compressed_body_does_not_grow(keys: Federation, tmp_path: Path) -> No
         alice.join()
         bob.join()
         server.until("round 0, attempt 1: initial parameters of alice")
-        headers = {"Content-Encoding": "deflate", protocol.HEADER_DIGEST: "d1" * 32, protocol.HEADER_NUM_EXAMPLES: "4"}
+        headers = {"Content-Encoding": "deflate", messages.HEADER_DIGEST: "d1" * 32, messages.HEADER_NUM_EXAMPLES: "4"}
         status, _ = alice.ask("PUT", "/v1/rounds/0/1/update", bomb, headers)
         assert status == 400
         assert rss_bytes(server) - before < 32 << 20
@@ -215,9 +215,9 @@ def test_a_body_longer_than_any_honest_one_is_refused(keys: Federation, tmp_path
         alice = Peer(keys, "alice")
         alice.join()
         for path, most in (
-            ("/v1/join", protocol.MAX_JSON_BYTES),
-            ("/v1/metrics", protocol.MAX_SHORT_BYTES),
-            ("/v1/fetched", protocol.MAX_SHORT_BYTES),
+            ("/v1/join", messages.MAX_JSON_BYTES),
+            ("/v1/metrics", messages.MAX_SHORT_BYTES),
+            ("/v1/fetched", messages.MAX_SHORT_BYTES),
         ):
             status, body = alice.ask("POST", path, b" " * (most + 1))
             assert (status, msgspec.json.decode(body)["error"]) == (400, "MalformedError")
@@ -241,7 +241,7 @@ def test_a_model_larger_than_the_operator_allows_is_refused(keys: Federation, tm
     with keys:
         keys.serve(tmp_path / "server", "--engine", "tenseal", "--max-values", "9")
         status, body = Peer(keys, "mallory").ask("POST", "/v1/join", msgspec.json.encode(JOIN))
-        refusal = msgspec.json.decode(body, type=protocol.Refusal)
+        refusal = msgspec.json.decode(body, type=messages.Refusal)
         assert (status, refusal.error) == (409, "LayoutError")
         assert "has 10 values, and this server takes at most 9" in refusal.message
         smaller = msgspec.structs.replace(JOIN, values={"initial": 40, "training": 9, "closing": 4})
@@ -282,7 +282,7 @@ def test_bytes_that_are_no_request_are_refused_as_anything_else(keys: Federation
                 peer.sendall(data)
                 status, body = answer(peer)
             assert status == 400, data
-            assert msgspec.json.decode(body, type=protocol.Refusal).error == "MalformedError"
+            assert msgspec.json.decode(body, type=messages.Refusal).error == "MalformedError"
         assert "Traceback" not in server.error
 
 
@@ -291,10 +291,10 @@ def test_text_that_is_no_text_is_refused(keys: Federation, tmp_path: Path) -> No
         server = keys.serve(tmp_path / "server", "--engine", "tenseal")
         mallory = Peer(keys, "mallory")
         mallory.join()
-        for name in (protocol.HEADER_PROTOCOL, protocol.HEADER_FEDERATION, protocol.HEADER_GENERATION):
+        for name in (messages.HEADER_PROTOCOL, messages.HEADER_FEDERATION, messages.HEADER_GENERATION):
             status, body = mallory.ask("GET", "/v1/run", headers={name: "\udcff\udc80"})
             assert 400 <= status < 500
-            assert "\\udcff" in msgspec.json.decode(body, type=protocol.Refusal).message
+            assert "\\udcff" in msgspec.json.decode(body, type=messages.Refusal).message
         status, body = mallory.ask("POST", "/v1/fetched", b'{"mac": "\xff"}')
         assert (status, msgspec.json.decode(body)["error"]) == (400, "MalformedError")
         status, body = mallory.ask("GET", "/v1/run", headers={"Expect": "something"})

@@ -17,11 +17,11 @@ import hefl
 from hefl.clientstate import ClientState
 from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.engines import packed
-from hefl.history import Record
 from hefl.journal import FILE
 from hefl.lying_client import CHECKS, OUTCOMES
 from hefl.params import CLIENT_LIES, MAX_USELESS_SUMS
-from hefl.protocol import decode
+from hefl.protocol.messages import decode
+from hefl.protocol.records import Record
 
 HONEST = ("alice", "bob")
 EXAMPLES = {"alice": "30000", "bob": "10"}

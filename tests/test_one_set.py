@@ -14,13 +14,13 @@ from helpers import announcement, record
 from run_support import KNOWN, announced, clock, digest, gathering
 
 from hefl.clientstate import ClientState
-from hefl.decisions import Abandon, Announce, Close, Finish, announcement_of, decide
 from hefl.engines.engine import Terms
 from hefl.errors import ConflictError, StaleError, TamperError
-from hefl.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
 from hefl.oneset import OneSet, digest_of
 from hefl.params import MAX_USELESS_SUMS
-from hefl.rounds import Run, advance
+from hefl.rounds.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
+from hefl.rounds.run import Run, advance
+from hefl.rounds.schedule import Abandon, Announce, Close, Finish, announcement_of, decide
 
 WEIGHTS = {"alice": 10, "bob": 20}
 MODEL = "ab" * 32
@@ -238,8 +238,8 @@ def test_a_person_may_lift_it_once_with_the_code_of_what_was_refused(tmp_path: P
 
 
 def test_a_client_remembers_it_in_its_next_run(tmp_path: Path) -> None:
-    from hefl.chain import Chain
     from hefl.ckks.context import Identity
+    from hefl.protocol.history import Chain
 
     state = ClientState(tmp_path)
     state.begin(Chain.begin(Identity("ab" * 16, 1), "cd" * 16))

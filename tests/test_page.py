@@ -19,10 +19,10 @@ from federation import LIMIT_S, Command, Federation, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from selenium.webdriver import ActionChains, Chrome, Keys
 
-from hefl import protocol
 from hefl.keys.party import read_client_folder
 from hefl.page.site import FILES
-from hefl.rounds import Phase
+from hefl.protocol import messages
+from hefl.rounds.run import Phase
 
 NO_METRICS = (
     '{"round": 1, "metrics": {}}',
@@ -284,7 +284,7 @@ def test_a_client_tells_the_server_nothing_of_the_models_quality_unless_it_is_as
 
         def post(body: str, session: str = nonce) -> int:
             connection = http.client.HTTPConnection(urlsplit(keys.url).netloc, timeout=LIMIT_S)
-            headers = protocol.headers(secret, session) | {protocol.HEADER_CLIENT: "alice"}
+            headers = messages.headers(secret, session) | {messages.HEADER_CLIENT: "alice"}
             connection.request("POST", "/v1/metrics", body, headers)
             status = connection.getresponse().status
             connection.close()

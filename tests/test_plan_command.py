@@ -10,7 +10,7 @@ import pytest
 from federation import Command
 
 import hefl
-from hefl import wire
+from hefl.protocol import frames
 
 
 def facts(*arguments: str) -> dict[str, object]:
@@ -25,7 +25,7 @@ def test_the_bytes_that_are_announced_are_those_that_are_sent(weights: tuple[int
     secret = hefl.generate_secret()
     names = [f"client-{i}" for i in range(len(weights))]
     attempt = hefl.announce(secret.public(), dict(zip(names, weights, strict=True)), values=5000)
-    update = wire.open_frame(hefl.encrypt([0.25] * 5000, secret, attempt, names[0]))
+    update = frames.open_frame(hefl.encrypt([0.25] * 5000, secret, attempt, names[0]))
     sent = sum(map(len, update.blocks())) + len(update.seal.seed) + len(update.seal.tag)
     told = facts(
         "--values", str(attempt.values), "--clients", str(len(weights)), "--weights", ",".join(map(str, weights))

@@ -26,14 +26,14 @@ from cryptography.hazmat.primitives import serialization
 from federation import Command, Federation
 from helpers import rewritten
 
-from hefl import protocol, wire
 from hefl.ckks.context import Identity
 from hefl.engines.engine import Seal
 from hefl.engines.tenseal import SlotsEngine
 from hefl.keys import keyfile, party, tls
-from hefl.updates import write_update
+from hefl.protocol import frames, messages
+from hefl.protocol.updates import write_update
 
-Answer = tuple[int, protocol.Refusal | None]
+Answer = tuple[int, messages.Refusal | None]
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +368,7 @@ def raw(keys: Federation) -> Iterator[Callable[[str], Raw]]:
 
 def digest_of(update: bytes) -> dict[str, str]:
     """The header that names an update: its last 32 bytes."""
-    return {protocol.HEADER_DIGEST: update[-32:].hex().ljust(64, "0")}
+    return {messages.HEADER_DIGEST: update[-32:].hex().ljust(64, "0")}
 
 
 class Raw:
@@ -377,7 +377,7 @@ class Raw:
     def __init__(self, keys: Federation, name: str) -> None:
         self.folder = party.read_client_folder(keys.folder / "clients" / name)
         self.nonce = "00112233445566778899aabbccddeeff"
-        self.headers = protocol.headers(self.folder.secret, self.nonce)
+        self.headers = messages.headers(self.folder.secret, self.nonce)
         self.url = keys.url
         address = urlsplit(keys.url)
         context = self.folder.credentials.client_context()
@@ -387,13 +387,13 @@ class Raw:
         self.connection.request(method, path, body, {**self.headers, **headers})
         answer = self.connection.getresponse()
         data = answer.read()
-        return answer.status, msgspec.json.decode(data, type=protocol.Refusal) if answer.status != 200 else None
+        return answer.status, msgspec.json.decode(data, type=messages.Refusal) if answer.status != 200 else None
 
-    def join(self, layout: protocol.Join) -> None:
+    def join(self, layout: messages.Join) -> None:
         status, refusal = self.ask("POST", "/v1/join", msgspec.json.encode(layout))
         assert status == 200, refusal
 
-    def held(self, path: str, headers: dict[str, str]) -> protocol.Held:
+    def held(self, path: str, headers: dict[str, str]) -> messages.Held:
         """What the server has of an upload, over a connection of its own."""
         url = urlsplit(self.url)
         connection = http.client.HTTPSConnection(
@@ -401,16 +401,16 @@ class Raw:
         )
         with closing(connection):
             connection.request("GET", path, headers={**self.headers, **headers})
-            return msgspec.json.decode(connection.getresponse().read(), type=protocol.Held)
+            return msgspec.json.decode(connection.getresponse().read(), type=messages.Held)
 
-    def view(self) -> protocol.View:
+    def view(self) -> messages.View:
         self.connection.request("GET", "/v1/run", headers=self.headers)
-        return msgspec.json.decode(self.connection.getresponse().read(), type=protocol.View)
+        return msgspec.json.decode(self.connection.getresponse().read(), type=messages.View)
 
 
 @pytest.fixture(scope="module")
-def join() -> protocol.Join:
-    return protocol.Join(
+def join() -> messages.Join:
+    return messages.Join(
         engine="tenseal",
         precision_bits=0,
         weighting="server",
@@ -423,7 +423,7 @@ def join() -> protocol.Join:
 
 
 def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
-    keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
+    keys: Federation, tmp_path: Path, join: messages.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")
@@ -442,15 +442,15 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
 
         def headed(**changes: Any) -> bytes:
             """A frame in form, whose header says something else, and whose block is no ciphertext."""
-            header = wire.Header.of("update", secret.identity, announcement, 1, "alice")
+            header = frames.Header.of("update", secret.identity, announcement, 1, "alice")
             file = io.BytesIO()
-            writer = wire.Writer(file, dataclasses.replace(header, **changes))
+            writer = frames.Writer(file, dataclasses.replace(header, **changes))
             writer.block(b"no ciphertext")
             writer.finish(Seal())
             return file.getvalue()
 
         good, where = made(), "/v1/rounds/0/1/update"
-        examples = {protocol.HEADER_NUM_EXAMPLES: "4"}
+        examples = {messages.HEADER_NUM_EXAMPLES: "4"}
 
         def refusal(
             status: int,
@@ -477,19 +477,19 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
         assert "another run" in refusal(410, "StaleError", made(nonce="00" * 32))
         assert "engine 'plaintext'" in refusal(409, "EngineError", headed(engine="plaintext"))
         assert "11 values" in refusal(400, "MalformedError", headed(values=11))
-        assert "bear its digest" in refusal(400, "MalformedError", good, headers={protocol.HEADER_DIGEST: "d1"})
-        assert "was announced" in refusal(400, "MalformedError", good, headers={protocol.HEADER_DIGEST: "d1" * 32})
-        assert "0 bytes are here" in refusal(409, "ConflictError", good, headers={protocol.HEADER_OFFSET: "9"})
+        assert "bear its digest" in refusal(400, "MalformedError", good, headers={messages.HEADER_DIGEST: "d1"})
+        assert "was announced" in refusal(400, "MalformedError", good, headers={messages.HEADER_DIGEST: "d1" * 32})
+        assert "0 bytes are here" in refusal(409, "ConflictError", good, headers={messages.HEADER_OFFSET: "9"})
         assert "of client 'bob'" in refusal(409, "ConflictError", headed(name="bob"))
         assert str(Identity("ab" * 16, 1)) in refusal(403, "MismatchError", headed(identity=Identity("ab" * 16, 1)))
         assert "a ciphertext" in refusal(400, "MalformedError", headed())
         assert "no part" in refusal(409, "ConflictError", good, sender=bob)
-        assert "num_examples" in refusal(400, "MalformedError", good, headers={protocol.HEADER_NUM_EXAMPLES: "0"})
-        assert "speaks version" in refusal(409, "VersionError", good, headers={protocol.HEADER_PROTOCOL: "9"})
-        assert "generation 5" in refusal(403, "MismatchError", good, headers={protocol.HEADER_GENERATION: "5"})
-        assert "not the same" in refusal(403, "MismatchError", good, headers={protocol.HEADER_KEYS: "00-00"})
+        assert "num_examples" in refusal(400, "MalformedError", good, headers={messages.HEADER_NUM_EXAMPLES: "0"})
+        assert "speaks version" in refusal(409, "VersionError", good, headers={messages.HEADER_PROTOCOL: "9"})
+        assert "generation 5" in refusal(403, "MismatchError", good, headers={messages.HEADER_GENERATION: "5"})
+        assert "not the same" in refusal(403, "MismatchError", good, headers={messages.HEADER_KEYS: "00-00"})
         assert "joined as alice since" in refusal(
-            409, "NameInUseError", good, headers={protocol.HEADER_SESSION: "ff" * 16}
+            409, "NameInUseError", good, headers={messages.HEADER_SESSION: "ff" * 16}
         )
         assert "Not Found" in refusal(404, "ProtocolError", b"", "/v1/updates")
         view = alice.view()
@@ -506,7 +506,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
 
 
 def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
-    keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
+    keys: Federation, tmp_path: Path, join: messages.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")
@@ -519,7 +519,7 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
         file, where = io.BytesIO(), "/v1/rounds/0/1/update"
         write_update(file, np.arange(4.0), alice.folder.secret, SlotsEngine(), announcement, "alice")
         update = file.getvalue()
-        headers = {protocol.HEADER_NUM_EXAMPLES: "4", **digest_of(update)}
+        headers = {messages.HEADER_NUM_EXAMPLES: "4", **digest_of(update)}
         half = len(update) // 2
         alice.connection.putrequest("PUT", where)
         for name, value in {**alice.headers, **headers, "Content-Length": str(len(update))}.items():
@@ -530,9 +530,9 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
         alice.connection.close()
         assert alice.view().phase == "collecting"
         assert not alice.view().committed
-        assert alice.held(where, headers) == protocol.Held(bytes=half, committed=False)
-        assert alice.held(where, digest_of(b"another")) == protocol.Held(bytes=0, committed=False)
-        rest = {**headers, protocol.HEADER_OFFSET: str(half)}
+        assert alice.held(where, headers) == messages.Held(bytes=half, committed=False)
+        assert alice.held(where, digest_of(b"another")) == messages.Held(bytes=0, committed=False)
+        rest = {**headers, messages.HEADER_OFFSET: str(half)}
         assert alice.ask("PUT", where, update[half:], **rest) == (200, None)
         server.until('"event": "round"')
         assert not list((tmp_path / "server/uploads").iterdir())
@@ -540,7 +540,7 @@ def test_an_upload_that_breaks_off_changes_nothing_and_goes_on_where_it_stopped(
 
 
 def test_who_has_had_enough_means_one_attempt_of_a_training_and_takes_part_in_it(
-    keys: Federation, tmp_path: Path, join: protocol.Join, raw: Callable[[str], Raw]
+    keys: Federation, tmp_path: Path, join: messages.Join, raw: Callable[[str], Raw]
 ) -> None:
     with keys:
         server = keys.serve(tmp_path / "server", "--join-wait", "0", "--engine", "tenseal")

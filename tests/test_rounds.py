@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gathering, in_phase, played
 
-from hefl.decisions import Announce, Close, Finish, decide
 from hefl.errors import ConflictError, StaleError
-from hefl.events import (
+from hefl.rounds.events import (
     Abandoned,
     Announced,
     Closed,
@@ -31,7 +30,8 @@ from hefl.events import (
     Stopped,
     Useless,
 )
-from hefl.rounds import TABLE, Phase, Run, Session, advance
+from hefl.rounds.run import TABLE, Phase, Run, Session, advance
+from hefl.rounds.schedule import Announce, Close, Finish, decide
 
 EVENT_TYPES = (
     Joined,

@@ -12,10 +12,10 @@ import pytest
 import tenseal as ts
 from federation import Federation
 
-from hefl import protocol, wire
 from hefl.ckks.context import SecretContext
 from hefl.keys import party
-from hefl.protocol import Held
+from hefl.protocol import frames, messages
+from hefl.protocol.messages import Held
 
 # A parameter that stands out and that every engine holds as it is: each client adds it, and so every model has it.
 PARAMETER = 0.28125 + 2.0**-20
@@ -102,8 +102,8 @@ def test_nothing_that_the_server_has_on_disk_decrypts_an_aggregate(
     if engine == "packed":
         return  # its sums need the group key, which is nowhere in these files
     paths = [p for p in files if p.parent.name == "aggregates"]
-    path = next(p for p in paths if wire.read_header(p).round == 1)
-    (block,) = wire.open_frame(path).blocks()
+    path = next(p for p in paths if frames.read_header(p).round == 1)
+    (block,) = frames.open_frame(path).blocks()
     with pytest.raises(ValueError, match="secret_key"):
         ts.ckks_vector_from(ts.context_from(folder.public.ckks), block).decrypt()
     assert ts.ckks_vector_from(ts.context_from(secret.ckks), block).decrypt()[12] == pytest.approx(PARAMETER, abs=1e-6)
@@ -111,9 +111,9 @@ def test_nothing_that_the_server_has_on_disk_decrypts_an_aggregate(
 
 def test_the_api_gives_no_upload_back() -> None:
     """Each route is named in the protocol's table; an update is put, and of what is there only its length is told."""
-    text = protocol.__doc__ or ""
+    text = messages.__doc__ or ""
     routes = re.findall(r"(GET|PUT|POST) +(/v1/\S+)", text)
-    source = Path(protocol.__file__).with_name("server.py").read_text()
+    source = Path(messages.__file__).with_name("server.py").read_text()
     served = re.findall(r"web\.(get|put|post)\((?:r?\"(/v1/[^\"]+)\"|UPDATE_PATH), self\.(\w+)", source)
     assert len(routes) == len(served) == 11
     assert [(method, answer) for method, path, answer in served if not path] == [("put", "_update"), ("get", "_held")]

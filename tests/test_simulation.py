@@ -11,11 +11,11 @@ from helpers import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
 from hefl import RoundReport, simulate
-from hefl.decisions import announcement_of
 from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError, UselessSumsError
-from hefl.history import Announcement
 from hefl.learner import Learner
 from hefl.params import ENGINES
+from hefl.protocol.records import Announcement
+from hefl.rounds.schedule import announcement_of
 from hefl.simulation import Simulation
 
 ROUNDS = 3

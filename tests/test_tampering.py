@@ -13,9 +13,9 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engines import packed
 from hefl.engines.packed import PackedEngine
 from hefl.errors import ProtocolError
-from hefl.history import Announcement, Participant, Record
+from hefl.protocol.records import Announcement, Participant, Record
+from hefl.protocol.updates import read_aggregate, write_update
 from hefl.tampering import SUM_LIES, LyingSummation, Memory
-from hefl.updates import read_aggregate, write_update
 
 NAMES = ("alice", "bob", "carol")
 VALUES = 50_000

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hefl
-from hefl import wire
 from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.engines.engine import Engine, Member, Seal
 from hefl.engines.load import load_engine
@@ -32,9 +31,10 @@ from hefl.errors import (
     TamperError,
     UploadError,
 )
-from hefl.history import Announcement, Record
 from hefl.params import ENGINES
-from hefl.updates import Summation, max_aggregate_bytes, max_update_bytes, read_aggregate
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, Record
+from hefl.protocol.updates import Summation, max_aggregate_bytes, max_update_bytes, read_aggregate
 
 WEIGHTS = {"alice": 30, "bob": 10, "carol": 25}
 VECTORS = {"alice": np.array([1.0, 2.0, -3.0]), "bob": np.array([5.0, -6.0, 0.0]), "carol": np.array([0.1, 0.2, 0.3])}
@@ -176,7 +176,7 @@ def test_an_update_of_another_federation_or_generation_is_refused(
 
 def test_an_update_of_more_values_is_refused(tenseal: Engine, secret: SecretContext, public: PublicContext) -> None:
     data = bytearray(update(tenseal, secret, ATTEMPT, "alice", VECTORS["alice"]))
-    at = wire.HEADER.size - struct_tail()
+    at = frames.HEADER.size - struct_tail()
     data[at : at + 8] = (4).to_bytes(8, "little")
     with pytest.raises(MalformedError, match="4 values"):
         hefl.aggregate([redigested(data)], public, ATTEMPT)
@@ -225,8 +225,8 @@ def test_an_update_with_a_list_of_members_is_refused(
     tenseal: Engine, secret: SecretContext, public: PublicContext
 ) -> None:
     file = io.BytesIO()
-    header = wire.Header.of("update", secret.identity, ATTEMPT, 1, "alice")
-    writer = wire.Writer(file, header, [Member("alice", bytes(32), 30)])
+    header = frames.Header.of("update", secret.identity, ATTEMPT, 1, "alice")
+    writer = frames.Writer(file, header, [Member("alice", bytes(32), 30)])
     writer.finish(tenseal.encrypt(VECTORS["alice"], secret, ATTEMPT.as_attempt(), "alice", writer.block))
     with pytest.raises(MalformedError, match="members"):
         hefl.aggregate([file.getvalue()], public, ATTEMPT)
@@ -236,14 +236,14 @@ def test_a_refused_update_leaves_the_others_and_its_place(
     tenseal: Engine, secret: SecretContext, public: PublicContext, updates: dict[str, bytes]
 ) -> None:
     file = io.BytesIO()
-    writer = wire.Writer(file, wire.Header.of("update", secret.identity, ATTEMPT, 1, "bob"))
+    writer = frames.Writer(file, frames.Header.of("update", secret.identity, ATTEMPT, 1, "bob"))
     writer.block(b"no ciphertext")
     writer.finish(Seal())
     summation = Summation(public, tenseal, ATTEMPT, ["alice", "bob"])
-    summation.add(wire.open_frame(updates["alice"]), "alice")
+    summation.add(frames.open_frame(updates["alice"]), "alice")
     with pytest.raises(MalformedError):
-        summation.add(wire.open_frame(file.getvalue()), "bob")
-    summation.add(wire.open_frame(updates["bob"]), "bob")
+        summation.add(frames.open_frame(file.getvalue()), "bob")
+    summation.add(frames.open_frame(updates["bob"]), "bob")
     out = io.BytesIO()
     record = summation.finish(out)
     assert [m.name for m in record.members] == ["alice", "bob"]
@@ -324,9 +324,9 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     members: list[tuple[str, int]],
     check: str,
 ) -> None:
-    frame = wire.open_frame(aggregated[0])
+    frame = frames.open_frame(aggregated[0])
     file = io.BytesIO()
-    writer = wire.Writer(file, frame.header, [Member(name, bytes(32), weight) for name, weight in members])
+    writer = frames.Writer(file, frame.header, [Member(name, bytes(32), weight) for name, weight in members])
     for block in frame.blocks():
         writer.block(block)
     writer.finish(Seal())
@@ -337,8 +337,8 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
 
 def framed_again(data: bytes, seal: Seal) -> bytes:
     """The same frame with another end."""
-    frame, file = wire.open_frame(data), io.BytesIO()
-    writer = wire.Writer(file, frame.header, frame.members, len(seal.tag))
+    frame, file = frames.open_frame(data), io.BytesIO()
+    writer = frames.Writer(file, frame.header, frame.members, len(seal.tag))
     for block in frame.blocks():
         writer.block(block)
     writer.finish(seal)

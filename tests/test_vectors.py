@@ -18,14 +18,15 @@ import packed_reference as reference
 import pytest
 
 import hefl
-from hefl import errors, wire
+from hefl import errors
 from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
 from hefl.ckks.plan import choose_plan, weights_in
 from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, TamperError, UploadError
-from hefl.history import Announcement, MemberEntry, Participant, Record, genesis
 from hefl.params import RINGS
-from hefl.updates import Summation, read_aggregate
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, genesis
+from hefl.protocol.updates import Summation, read_aggregate
 
 FOLDER = Path(__file__).parent / "vectors"
 VECTORS = json.loads((FOLDER / "frames.json").read_text())
@@ -72,11 +73,11 @@ def maker() -> ModuleType:
 
 def test_the_header_table_is_the_headers_layout() -> None:
     rows = re.findall(r"^\| (\d+) \| (\d+) \| ([a-z ]+) \|", README, re.MULTILINE)
-    tokens = re.findall(r"\d*[a-zA-Z]", wire.HEADER.format)
+    tokens = re.findall(r"\d*[a-zA-Z]", frames.HEADER.format)
     sizes = [struct.calcsize("<" + field) for token in tokens for field in _repeated(token)]
     assert [int(size) for _, size, _ in rows] == sizes
     assert [int(at) for at, _, _ in rows] == [sum(sizes[:i]) for i in range(len(sizes))]
-    assert sum(sizes) == wire.HEADER.size
+    assert sum(sizes) == frames.HEADER.size
     first = ["magic", "version", "kind", "engine", "federation", "generation", "round", "attempt", "ctx", "name"]
     assert [name for _, _, name in rows] == [*first, "values", "block count", "member count", "tag length"]
 
@@ -186,7 +187,7 @@ def test_published_updates_add_up_to_the_published_aggregate_byte_for_byte() -> 
 @pytest.mark.parametrize("name", ["alice", "bob"])
 def test_an_update_by_itself_is_the_stated_vector(name: str) -> None:
     case = Case(SUMS["default"])
-    update, blocks = wire.open_frame(frame(f"default-{name}.update")), list[bytes]()
+    update, blocks = frames.open_frame(frame(f"default-{name}.update")), list[bytes]()
     attempt = case.announcement.as_attempt()
     aggregator = case.engine.aggregator(case.public, attempt)
     aggregator.add(name, update.blocks, update.seal)

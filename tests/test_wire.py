@@ -17,7 +17,7 @@ from hefl.engines.engine import Attempt, Member, Seal
 from hefl.engines.load import load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.params import ENGINES, MAX_CLIENTS, MAX_VALUES
-from hefl.wire import MAX_BLOCK_BYTES, Frame, Header, Writer, is_whole, max_bytes, open_frame
+from hefl.protocol.frames import MAX_BLOCK_BYTES, Frame, Header, Writer, is_whole, max_bytes, open_frame
 
 IDENTITY = Identity("0f" * 16, 3)
 HEADER = Header.of("update", IDENTITY, announcement(), 2, "alice")

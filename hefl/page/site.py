@@ -25,14 +25,14 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from hefl.errors import HeflError
-from hefl.history import Record
 from hefl.limits import Limits
 from hefl.listener import Listener
 from hefl.page.gauges import Gauges, Look
 from hefl.page.watch import Watch, deadline_s, describe
 from hefl.params import PAGE_CONNECTIONS
-from hefl.protocol import is_loopback
-from hefl.rounds import Phase
+from hefl.protocol.messages import is_loopback
+from hefl.protocol.records import Record
+from hefl.rounds.run import Phase
 
 HOST = "127.0.0.1"
 

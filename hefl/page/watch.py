@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hefl.decisions import Clock
 from hefl.encoding.codec import Metrics
-from hefl.history import Record
-from hefl.rounds import Phase, Run
+from hefl.protocol.records import Record
+from hefl.rounds.run import Phase, Run
+from hefl.rounds.schedule import Clock
 
 KEPT_ROUNDS = 500
 """A page shows so many of the last rounds: what a run of days needs is bounded."""

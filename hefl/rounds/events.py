@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hefl.history import Announcement, Record
+from hefl.protocol.records import Announcement, Record
 
 
 @dataclass(frozen=True, slots=True)

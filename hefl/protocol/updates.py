@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import BinaryIO
 
-from hefl import wire
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import Sum
 from hefl.engines.engine import Engine, Member, Seal, Vector, check_members
 from hefl.errors import ConflictError, MalformedError, TamperError
-from hefl.history import Announcement, MemberEntry, Record
 from hefl.params import MIN_CLIENTS
+from hefl.protocol import frames
+from hefl.protocol.records import Announcement, MemberEntry, Record
 
 
 def write_update(
@@ -24,8 +24,8 @@ def write_update(
 ) -> Seal:
     """Encrypt a vector into a file as ``name``'s update; returns its seal, by which its owner knows it again."""
     attempt = announcement.as_attempt()
-    header = wire.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
-    writer = wire.Writer(file, header, tag_bytes=engine.tag_bytes(attempt))
+    header = frames.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
+    writer = frames.Writer(file, header, tag_bytes=engine.tag_bytes(attempt))
     seal = engine.encrypt(vector, secret, attempt, name, writer.block)
     writer.finish(seal)
     return seal
@@ -35,14 +35,14 @@ def max_update_bytes(engine: Engine, announcement: Announcement) -> int:
     """No honest update of this attempt is longer."""
     attempt = announcement.as_attempt()
     blocks, longest = engine.block_count(attempt), engine.max_block_bytes(attempt)
-    return wire.max_bytes(blocks, longest, tag_bytes=engine.tag_bytes(attempt))
+    return frames.max_bytes(blocks, longest, tag_bytes=engine.tag_bytes(attempt))
 
 
 def max_aggregate_bytes(engine: Engine, announcement: Announcement) -> int:
     """No honest aggregate of this attempt is longer."""
     attempt = announcement.as_attempt()
     blocks, longest = engine.block_count(attempt), engine.max_block_bytes(attempt)
-    return wire.max_bytes(blocks, longest, len(announcement.participants), engine.tag_bytes(attempt))
+    return frames.max_bytes(blocks, longest, len(announcement.participants), engine.tag_bytes(attempt))
 
 
 class Summation:
@@ -78,21 +78,21 @@ class Summation:
         """
         return self._engine.weighs_alike(self._attempt, self._planned, self._members.keys())
 
-    def open(self, source: wire.Source, name: str) -> wire.Frame:
+    def open(self, source: frames.Source, name: str) -> frames.Frame:
         """Read this client's update of this attempt, and refuse what is something else.
 
         Raises:
             MismatchError, EngineError, StaleError, ConflictError, MalformedError: As wire.open_frame.
         """
         blocks = self._engine.block_count(self._attempt)
-        expected = wire.Header.of("update", self._identity, self._announcement, blocks, name)
-        frame = wire.open_frame(source, expected)
+        expected = frames.Header.of("update", self._identity, self._announcement, blocks, name)
+        frame = frames.open_frame(source, expected)
         if frame.members:
             raise MalformedError("an update with a list of members")
         _check_tag(frame, self._engine.tag_bytes(self._attempt))
         return frame
 
-    def add(self, frame: wire.Frame, name: str) -> None:
+    def add(self, frame: frames.Frame, name: str) -> None:
         """Fold an update from ``open`` in, whole or not at all.
 
         Raises:
@@ -119,8 +119,8 @@ class Summation:
         if not self.is_weighed_right:
             raise ConflictError(f"a sum that was planned for {len(self._planned)} updates, and {len(members)} are in")
         blocks = self._engine.block_count(self._attempt)
-        header = wire.Header.of("aggregate", self._identity, self._announcement, blocks)
-        writer = wire.Writer(file, header, members, self._engine.tag_bytes(self._attempt))
+        header = frames.Header.of("aggregate", self._identity, self._announcement, blocks)
+        writer = frames.Writer(file, header, members, self._engine.tag_bytes(self._attempt))
         tag = self._aggregator.finish(writer.block)
         digest = writer.finish(Seal(tag=tag))
         return Record(
@@ -132,7 +132,7 @@ class Summation:
 
 
 def read_aggregate(
-    source: wire.Source,
+    source: frames.Source,
     secret: SecretContext,
     engine: Engine,
     announcement: Announcement,
@@ -149,8 +149,8 @@ def read_aggregate(
             few; or it is not their sum.
     """
     attempt = announcement.as_attempt()
-    expected = wire.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt))
-    frame = wire.open_frame(source, expected)
+    expected = frames.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt))
+    frame = frames.open_frame(source, expected)
     _check_tag(frame, engine.tag_bytes(attempt))
     if any(frame.seal.seed):
         raise MalformedError("an aggregate with a seed of its own")
@@ -164,7 +164,7 @@ def read_aggregate(
     return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
 
 
-def _check_tag(frame: wire.Frame, tag_bytes: int) -> None:
+def _check_tag(frame: frames.Frame, tag_bytes: int) -> None:
     """Refuse bytes that no engine looks at: each is either checked or not there."""
     if len(frame.seal.tag) != tag_bytes:
         raise MalformedError(f"a tag has {len(frame.seal.tag)} bytes where {tag_bytes} belong")

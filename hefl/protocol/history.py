@@ -12,7 +12,7 @@ import msgspec
 
 from hefl.ckks.context import Identity
 from hefl.errors import TamperError
-from hefl.history import Announcement, Hex16, Hex32, Record, Value, genesis
+from hefl.protocol.records import Announcement, Hex16, Hex32, Record, Value, genesis
 
 REWOUND = "the server was set back, or shows its clients different histories: do not go on with it"
 

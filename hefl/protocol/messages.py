@@ -29,8 +29,8 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import Exchange
 from hefl.engines.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
-from hefl.history import Announcement, Hex16, Hex32, Name, NumExamples, Record, RoundNum, Value
 from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN, PROTOCOL
+from hefl.protocol.records import Announcement, Hex16, Hex32, Name, NumExamples, Record, RoundNum, Value
 
 HEADER_PROTOCOL = "Hefl-Protocol"
 HEADER_FEDERATION = "Hefl-Federation"

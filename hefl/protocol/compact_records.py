@@ -12,9 +12,9 @@ from typing import Annotated
 import msgspec
 
 from hefl.errors import MalformedError
-from hefl.history import Announcement, Record
 from hefl.params import MAX_CLIENTS, RECORDS_AT_ONCE
-from hefl.protocol import UNREADABLE
+from hefl.protocol.messages import UNREADABLE
+from hefl.protocol.records import Announcement, Record
 
 
 class _Participant(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

@@ -13,8 +13,6 @@ import msgspec
 
 from hefl.encoding.codec import Exchange
 from hefl.engines.engine import Terms
-from hefl.events import Extended, Reopened
-from hefl.history import Announcement, Participant
 from hefl.keptsettings import KeptSettings
 from hefl.params import (
     JOIN_WAIT_S,
@@ -25,7 +23,9 @@ from hefl.params import (
     ROUND_TIMEOUT_S,
     SERVED_NUM_EXAMPLES,
 )
-from hefl.rounds import Phase, Run
+from hefl.protocol.records import Announcement, Participant
+from hefl.rounds.events import Extended, Reopened
+from hefl.rounds.run import Phase, Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from enum import Enum
 
 from hefl.encoding.codec import Exchange
 from hefl.errors import ConflictError, StaleError
-from hefl.events import (
+from hefl.protocol.records import Announcement, Record
+from hefl.rounds.events import (
     Abandoned,
     Announced,
     Closed,
@@ -31,7 +32,6 @@ from hefl.events import (
     Stopped,
     Useless,
 )
-from hefl.history import Announcement, Record
 
 
 class Phase(Enum):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hefl.decisions import RunSettings
 from hefl.engines.engine import Engine, check_terms
 from hefl.errors import ConflictError, LayoutError, NameInUseError, NumExamplesError, StaleError, UselessSumsError
-from hefl.history import Announcement
 from hefl.params import MAX_VALUES, SILENT_S
-from hefl.protocol import Join, View
-from hefl.rounds import Phase, Run
+from hefl.protocol.messages import Join, View
+from hefl.protocol.records import Announcement
+from hefl.rounds.run import Phase, Run
+from hefl.rounds.schedule import RunSettings
 
 
 def check_join(name: str, join: Join, engine: Engine, settings: RunSettings) -> None:

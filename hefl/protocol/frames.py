@@ -24,8 +24,8 @@ from typing import BinaryIO, Literal
 from hefl.ckks.context import Identity
 from hefl.engines.engine import Member, Seal
 from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError, VersionError
-from hefl.history import Announcement
 from hefl.params import MAX_CLIENTS
+from hefl.protocol.records import Announcement
 
 MAGIC = b"HEFL"
 VERSION = 1

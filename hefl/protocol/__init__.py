@@ -1,0 +1,1 @@
+"""What travels: records, frames and messages; and what a reader checks. No I/O."""

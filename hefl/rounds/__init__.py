@@ -1,0 +1,1 @@
+"""What the server's side of a run decides. No I/O."""
