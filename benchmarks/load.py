@@ -30,14 +30,14 @@ import vitals
 from numpy.typing import NDArray
 from results import note, write
 
-from hefl.client import Client
-from hefl.clientstate import ClientState
+from hefl.client.client import Client
+from hefl.client.learner import Learner
+from hefl.client.state import ClientState
 from hefl.encoding.codec import Metrics
 from hefl.engines.packed import PackedEngine
 from hefl.files import private_folder
 from hefl.keys import authority
 from hefl.keys.party import read_client_folder
-from hefl.learner import Learner
 from hefl.models.layout import Arrays
 from hefl.params import MIN_CLIENTS, PRECISION_BITS
 from hefl.processes import Children

@@ -28,11 +28,11 @@ from hefl.params import CONNECT_TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hefl.callbacks import RoundReport
-    from hefl.clientstate import ClientState
+    from hefl.client.callbacks import RoundReport
+    from hefl.client.receiving import OnTamper
+    from hefl.client.state import ClientState
     from hefl.engines.engine import Weighting
     from hefl.models.trainer import Trainer
-    from hefl.receiving import OnTamper
 
 
 log = logging.getLogger("hefl")
@@ -176,13 +176,13 @@ def client(
     progress = show_progress(f"reading the keys in {folder}", as_json=as_json)
     from hefl.cli.loop import run
     from hefl.cli.proxy import proxy_from_environment
-    from hefl.client import Client
-    from hefl.clientstate import FILE, ClientState, is_session
+    from hefl.client.client import Client
+    from hefl.client.kept_models import BestModel
+    from hefl.client.learner import Learner
+    from hefl.client.state import FILE, ClientState, is_session
     from hefl.engines.load import load_engine
     from hefl.files import locked, private_folder, state_folder
-    from hefl.keptmodel import BestModel
     from hefl.keys.party import read_client_folder
-    from hefl.learner import Learner
 
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)

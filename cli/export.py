@@ -37,7 +37,7 @@ def export(
     secret.hefl, and the client's --state.
     """
     progress = show_progress(f"reading the keys in {keys}", as_json=as_json)
-    from hefl.keptmodel import read_model
+    from hefl.client.kept_models import read_model
     from hefl.keys.party import read_client_secret
     from hefl.models.file import write_model
 

@@ -6,8 +6,8 @@ import logging
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
+from hefl.client.route import shown
 from hefl.protocol import messages
-from hefl.route import shown
 
 log = logging.getLogger("hefl")
 

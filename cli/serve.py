@@ -33,8 +33,8 @@ from hefl.params import (
 
 if TYPE_CHECKING:
     from hefl.engines.engine import Weighting
-    from hefl.page.site import Page
-    from hefl.server import Server
+    from hefl.server.app import Server
+    from hefl.server.page.site import Page
 
 log = logging.getLogger("hefl")
 
@@ -160,18 +160,18 @@ def serve(
     from hefl.cli.loop import run
     from hefl.engines.load import load_engine
     from hefl.files import locked, state_folder
-    from hefl.heap import share_one_arena
-    from hefl.journal import FILE, Journal, is_journal, read_settings
-    from hefl.keptsettings import KeptSettings, terms_of
     from hefl.keys.party import read_server_folder
-    from hefl.limits import Limits
-    from hefl.news import ended, say_who_lacks
-    from hefl.page.site import Page
-    from hefl.page.watch import KEPT_ROUNDS
     from hefl.rounds.run import Phase
     from hefl.rounds.schedule import RunSettings, at_start
-    from hefl.server import Server
-    from hefl.spool import Spool, arriving
+    from hefl.server.app import Server
+    from hefl.server.events import ended, say_who_lacks
+    from hefl.server.heap import share_one_arena
+    from hefl.server.journal import FILE, Journal, is_journal, read_settings
+    from hefl.server.kept_settings import KeptSettings, terms_of
+    from hefl.server.limits import Limits
+    from hefl.server.page.site import Page
+    from hefl.server.page.watch import KEPT_ROUNDS
+    from hefl.server.spool import Spool, arriving
 
     share_one_arena()
     place = state or folder / "state"

@@ -12,7 +12,7 @@ from hefl.cli.options import json_option, print_json
 from hefl.cli.terminal import say
 
 if TYPE_CHECKING:
-    from hefl.journal import Moment
+    from hefl.server.journal import Moment
 
 
 @click.command()
@@ -23,9 +23,9 @@ def status(state: Path, as_json: bool) -> None:
 
     STATE is the folder that 'hefl serve' takes, DIR/server, or as its --state. Reads, and changes nothing.
     """
-    from hefl.journal import FILE, read_moment
     from hefl.rounds.run import Phase
     from hefl.rounds.views import describe, length
+    from hefl.server.journal import FILE, read_moment
 
     inside = state / "state"
     moment = read_moment(inside if (inside / FILE).exists() and not (state / FILE).exists() else state)

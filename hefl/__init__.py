@@ -19,8 +19,8 @@ TYPE_CHECKING = False  # typing's own takes longer to load than all that a comma
 if TYPE_CHECKING:
     from typing import Any
 
-    from hefl.callbacks import RoundReport
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
+    from hefl.client.callbacks import RoundReport
     from hefl.errors import HeflError
     from hefl.models.sklearn import SklearnTrainer
     from hefl.models.torch import TorchTrainer
@@ -50,7 +50,7 @@ __all__ = [
 _HOMES = {
     "HeflError": "hefl.errors",
     "PublicContext": "hefl.ckks.context",
-    "RoundReport": "hefl.callbacks",
+    "RoundReport": "hefl.client.callbacks",
     "SecretContext": "hefl.ckks.context",
     "Simulation": "hefl.simulation",
     "SklearnTrainer": "hefl.models.sklearn",

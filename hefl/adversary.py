@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 from aiohttp import web
 from msgspec.structs import replace
 
-from hefl import server
 from hefl.cli.main import main as command_line
-from hefl.coordinator import Coordinator
 from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
 from hefl.protocol.messages import View
 from hefl.protocol.records import Announcement, Record
 from hefl.protocol.updates import Summation
-from hefl.server import CLIENT, Server
-from hefl.tally import Tally
+from hefl.server import app
+from hefl.server.app import CLIENT, Server
+from hefl.server.coordinator import Coordinator
+from hefl.server.store import Tally
 from hefl.tampering import LyingSummation, Memory
 
 
@@ -128,7 +128,7 @@ class LyingServer(Server):
 def main() -> None:
     """Run hefl's command line with a server that tells the lie that the first argument names."""
     LyingTally.memory = Memory(sys.argv.pop(1))
-    setattr(server, "Server", LyingServer)  # noqa: B010 - where the command takes it from
+    setattr(app, "Server", LyingServer)  # noqa: B010 - where the command takes it from
     command_line()
 
 

@@ -16,12 +16,12 @@ from hefl.ckks.context import open_public, open_secret
 from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
 from hefl.findings import WHOLE_FOLDER, Finding, Ties, compared
-from hefl.journal import read_moment
 from hefl.keys import credentials, fields, keyfile, party
 from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
 from hefl.models.file import SUFFIXES, read_arrays
 from hefl.protocol import frames
+from hefl.server.journal import read_moment
 
 FIRST_BYTES = 64
 """Enough to tell what a file is."""

@@ -15,13 +15,13 @@ from typing import Any, BinaryIO, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from hefl import client, learner
 from hefl.cli.main import main as command_line
+from hefl.client import client, learner
+from hefl.client.global_model import GlobalModel
 from hefl.encoding.codec import Metrics
 from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.engines import packed
 from hefl.errors import ProtocolError, TamperError
-from hefl.globalmodel import GlobalModel
 from hefl.models.layout import Arrays
 from hefl.models.trainer import Evaluation
 from hefl.params import MAX_NUM_EXAMPLES, NOISE_BOUND, SERVED_NUM_EXAMPLES

@@ -8,13 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hefl.callbacks import OnRound, tell
 from hefl.ckks.context import generate_secret
+from hefl.client.callbacks import OnRound, tell
+from hefl.client.learner import Learner
 from hefl.encoding.codec import Metrics
 from hefl.engines.engine import Engine
 from hefl.engines.load import load_engine
 from hefl.errors import LayoutError, UsageError
-from hefl.learner import Learner
 from hefl.models.layout import Arrays
 from hefl.models.trainer import Trainer
 from hefl.params import DEFAULT_ENGINE, MAX_USELESS_SUMS, MIN_CLIENTS, NAME_PATTERN

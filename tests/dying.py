@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hefl.cli.main import main
-from hefl.journal import Journal
+from hefl.server.journal import Journal
 
 append, transaction = Journal.append, Journal._transaction
 SIDE, EVENT, COUNT = os.environ["DIE"].split()

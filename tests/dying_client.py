@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hefl.cli.main import main
-from hefl.client import Client
-from hefl.receiving import Receiver
+from hefl.client.client import Client
+from hefl.client.receiving import Receiver
 
 STEP, ROUND = os.environ["DIE"].split()
 

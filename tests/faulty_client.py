@@ -14,9 +14,9 @@ from unittest.mock import patch
 from helpers import wide_noise
 
 from hefl.cli.main import main
+from hefl.client.learner import Learner
 from hefl.engines import packed
 from hefl.errors import TamperError
-from hefl.learner import Learner
 
 KIND, ROUND = os.environ["FAULT"].split()
 

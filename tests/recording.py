@@ -15,14 +15,14 @@ import pytest
 from federation import Federation
 from trainers import Drift
 
-from hefl.client import Client
-from hefl.clientstate import ClientState
-from hefl.connection import Body, Connection
+from hefl.client.client import Client
+from hefl.client.http import Body, Connection
+from hefl.client.learner import Learner
+from hefl.client.state import ClientState
 from hefl.engines.engine import Weighting
 from hefl.engines.load import load_engine
 from hefl.files import private_folder
 from hefl.keys.party import read_client_folder
-from hefl.learner import Learner
 from hefl.models.layout import Arrays
 from hefl.protocol.compact_records import decode_records
 
@@ -137,7 +137,7 @@ def record_run(
         with pytest.MonkeyPatch.context() as patch:
             clients = []
             for name in who:
-                patch.setattr("hefl.client.Connection", Recording if name == first else Connection)
+                patch.setattr("hefl.client.client.Connection", Recording if name == first else Connection)
                 clients.append(client(name))
         asyncio.run(run(clients))
         assert server.wait() == 0, server.error

@@ -12,19 +12,19 @@ from federation import Federation
 from helpers import announcement, record, wide_noise
 from trainers import Drift
 
-from hefl.callbacks import RoundReport
-from hefl.client import Client
-from hefl.clientstate import ClientState
+from hefl.client.callbacks import RoundReport
+from hefl.client.client import Client
+from hefl.client.early_stopping import Patience, Progress
+from hefl.client.global_model import GlobalModel
+from hefl.client.learner import Learner
+from hefl.client.outcome import say_how_it_ended
+from hefl.client.state import ClientState
 from hefl.encoding.codec import Exchange
-from hefl.ending import say_how_it_ended
 from hefl.engines import packed
 from hefl.engines.load import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.files import private_folder
-from hefl.globalmodel import GlobalModel
 from hefl.keys import authority, party
-from hefl.learner import Learner
-from hefl.patience import Patience, Progress
 from hefl.protocol.messages import View, Welcome
 from hefl.protocol.records import Announcement, Participant, Record, genesis
 from hefl.protocol.updates import Summation
@@ -336,7 +336,7 @@ def test_a_client_does_not_end_a_run_without_its_last_aggregate(
         """As where the server answers 410."""
 
     monkeypatch.setattr(client, "_take_records", refused)
-    monkeypatch.setattr("hefl.client.FETCH_AGAIN_S", 0.0)
+    monkeypatch.setattr("hefl.client.client.FETCH_AGAIN_S", 0.0)
     with pytest.raises(TamperError, match="does not give the aggregate") as caught:
         asyncio.run(client._take_last(view))
     assert caught.value.check == "history"

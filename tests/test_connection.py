@@ -15,7 +15,7 @@ from federation import Federation
 from mutation import memory_within
 from proxy import Fault, Flip, Proxy
 
-from hefl.connection import READ_TIMEOUT_S, Connection
+from hefl.client.http import READ_TIMEOUT_S, Connection
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError
 from hefl.keys import party
 from hefl.params import CONNECT_TIMEOUT_S, POLL_S
@@ -246,8 +246,8 @@ def test_what_a_server_says_clearly_is_not_asked_for_again(keys: Federation, kin
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hefl.connection.READ_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("hefl.connection.CONNECT_S", 0.5)
+    monkeypatch.setattr("hefl.client.http.READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("hefl.client.http.CONNECT_S", 0.5)
 
 
 async def silent_at(keys: Federation, silent: Callable[[int], bytes | None], ask: Ask) -> tuple[Any, int]:

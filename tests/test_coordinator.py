@@ -15,14 +15,14 @@ from hostile import JOIN
 from run_support import gathering, played
 
 from hefl.ckks.context import PublicContext
-from hefl.coordinator import Coordinator
 from hefl.engines.load import load_engine
 from hefl.errors import StaleError
-from hefl.journal import Journal
 from hefl.protocol.messages import Join, OtherLayoutError
 from hefl.rounds.schedule import RunSettings
 from hefl.rounds.views import holder_of_layout
-from hefl.spool import Spool
+from hefl.server.coordinator import Coordinator
+from hefl.server.journal import Journal
+from hefl.server.spool import Spool
 
 KNOWN = ("alice", "bob", "carol")
 OTHER = msgspec.structs.replace(JOIN, layout="cd" * 32, sealed_layout=b"another")
@@ -64,7 +64,7 @@ def test_a_client_that_waits_for_news_hears_of_the_run_and_not_of_every_other_cl
             assert view.announcement
             assert view.announcement.names == ("alice",)
             assert view.version > first.version
-            monkeypatch.setattr("hefl.coordinator.POLL_S", 1e6)
+            monkeypatch.setattr("hefl.server.coordinator.POLL_S", 1e6)
             async with asyncio.timeout(60):  # who has seen what was never announced waits for nothing
                 assert (await coordinator.view("alice", view.version + 1)).version == view.version
 
@@ -132,7 +132,7 @@ def test_a_layout_that_nobody_here_has_makes_way_before_anything_is_summed(
 
     async def then(coordinator: Coordinator) -> None:
         if way == "is silent":
-            monkeypatch.setattr("hefl.presence.SILENT_S", 0.0)
+            monkeypatch.setattr("hefl.server.presence.SILENT_S", 0.0)
         await coordinator.join("bob", joining("bob"))
         monkeypatch.undo()
         assert list(coordinator.run.sessions) == (["alice", "bob"] if way == "comes again" else ["bob"])

@@ -16,8 +16,8 @@ import pytest
 from federation import Federation
 from helpers import redigested, saved
 
+from hefl.client.kept_models import read_model
 from hefl.errors import MismatchError, StateError, TamperError
-from hefl.keptmodel import read_model
 from hefl.keys import authority, party
 from hefl.protocol import messages
 from hefl.protocol.compact_records import decode_records

@@ -26,12 +26,12 @@ from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.engines.engine import Terms
 from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, KeysError, MalformedError, MismatchError, ProtocolError
-from hefl.journal import FILE, Journal, read_moment
 from hefl.keys import credentials, keyfile, tls
 from hefl.protocol import frames, messages
 from hefl.protocol.records import Announcement, Record, Value, canonical
 from hefl.protocol.updates import Summation, read_aggregate
 from hefl.rounds.events import Joined
+from hefl.server.journal import FILE, Journal, read_moment
 
 SIZES = [pytest.param(1, id="some"), pytest.param(50, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 sizes = pytest.mark.parametrize("size", SIZES)

@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
 from hefl.engines.packed import PackedEngine
-from hefl.journal import FILE
 from hefl.protocol import messages
 from hefl.protocol.records import Announcement
 from hefl.protocol.updates import write_update
+from hefl.server.journal import FILE
 
 SIZES = [pytest.param(250, id="some"), pytest.param(12_000, id="many", marks=[pytest.mark.slow])]
 MEMORY = 64 << 20

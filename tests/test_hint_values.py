@@ -20,19 +20,19 @@ from hefl import errors
 from hefl.ckks.context import SecretContext
 from hefl.cli.main import COMMANDS, cli
 from hefl.cli.usage import expects, explain
-from hefl.client import _way_to_more
+from hefl.client.client import _way_to_more
+from hefl.client.kept_models import read_model
+from hefl.client.route import _check_url
 from hefl.demo import FORK_CLIENTS
 from hefl.engines.load import load_engine
 from hefl.errors import HeflError, LayoutError, OutOfRangeError, StateError, UsageError
 from hefl.examples.partition import MIN_EXAMPLES, Partition
-from hefl.keptmodel import read_model
 from hefl.keys import authority
-from hefl.limits import SPARE_FILES, Limits
 from hefl.models.file import check_suffix
 from hefl.params import MAX_VALUES
 from hefl.rounds.schedule import RunSettings
 from hefl.rounds.views import check_join
-from hefl.route import _check_url
+from hefl.server.limits import SPARE_FILES, Limits
 
 
 def said(*arguments: str | Path) -> tuple[str, str]:

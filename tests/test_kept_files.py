@@ -13,10 +13,10 @@ import pytest
 from federation import Federation
 from helpers import steps
 
-from hefl.clientstate import ClientState
+from hefl.client.global_model import GlobalModel
+from hefl.client.kept_models import BestModel
+from hefl.client.state import ClientState
 from hefl.files import state_folder
-from hefl.globalmodel import GlobalModel
-from hefl.keptmodel import BestModel
 from hefl.models.layout import describe
 
 ALL = ("alice", "bob")

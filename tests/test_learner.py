@@ -11,11 +11,11 @@ import pytest
 from helpers import LeastSquares, announcement, summed, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
+from hefl.client.global_model import GlobalModel
+from hefl.client.learner import Learner
 from hefl.engines.engine import Engine
 from hefl.engines.load import load_engine
 from hefl.errors import LayoutError, MismatchError, NotFiniteError, StaleError, TamperError
-from hefl.globalmodel import GlobalModel
-from hefl.learner import Learner
 from hefl.params import ENGINES
 from hefl.protocol.records import Announcement, Record
 

@@ -6,9 +6,9 @@ import pytest
 
 from hefl.allowance import Allowance
 from hefl.errors import StaleError, TooManyError
-from hefl.limits import Turns
-from hefl.news import Refusals
 from hefl.params import LINES_AT_ONCE, TURNS_AT_ONCE
+from hefl.server.events import Refusals
+from hefl.server.limits import Turns
 
 
 def test_each_party_has_its_own_allowance_which_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

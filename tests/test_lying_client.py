@@ -14,14 +14,14 @@ from federation import Command, Federation
 from helpers import saved
 
 import hefl
-from hefl.clientstate import ClientState
+from hefl.client.state import ClientState
 from hefl.encoding.fixedpoint import FixedPointCodec
 from hefl.engines import packed
-from hefl.journal import FILE
 from hefl.lying_client import CHECKS, OUTCOMES
 from hefl.params import CLIENT_LIES, MAX_USELESS_SUMS
 from hefl.protocol.messages import decode
 from hefl.protocol.records import Record
+from hefl.server.journal import FILE
 
 HONEST = ("alice", "bob")
 EXAMPLES = {"alice": "30000", "bob": "10"}

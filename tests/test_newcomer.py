@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hefl.newcomer import Ranges, first_to_follow
+from hefl.client.newcomer import Ranges, first_to_follow
 
 FIRST = Ranges(None, (0, 2))
 GOOD = Ranges((0, 2), (0, 2))

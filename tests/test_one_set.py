@@ -13,10 +13,10 @@ import pytest
 from helpers import announcement, record
 from run_support import KNOWN, announced, clock, digest, gathering
 
-from hefl.clientstate import ClientState
+from hefl.client.one_set import OneSet, digest_of
+from hefl.client.state import ClientState
 from hefl.engines.engine import Terms
 from hefl.errors import ConflictError, StaleError, TamperError
-from hefl.oneset import OneSet, digest_of
 from hefl.params import MAX_USELESS_SUMS
 from hefl.rounds.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
 from hefl.rounds.run import Run, advance

@@ -20,9 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from selenium.webdriver import ActionChains, Chrome, Keys
 
 from hefl.keys.party import read_client_folder
-from hefl.page.site import FILES
 from hefl.protocol import messages
 from hefl.rounds.run import Phase
+from hefl.server.page.site import FILES
 
 NO_METRICS = (
     '{"round": 1, "metrics": {}}',

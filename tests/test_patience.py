@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hefl.client.early_stopping import Patience, Progress
 from hefl.params import LOSS_STEP, METRIC_RANGE
-from hefl.patience import Patience, Progress
 
 LOSSES = st.lists(st.one_of(st.none(), st.floats(-63, 63)), max_size=30)
 

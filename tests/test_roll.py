@@ -13,7 +13,7 @@ from helpers import rewritten
 
 from hefl.keys import authority, party
 from hefl.keys.authority import Change
-from hefl.keys.roll import Roll
+from hefl.server.client_list import Roll
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from helpers import saved
 from proxy import ConnectProxy
 
 from hefl.cli.proxy import proxy_from_environment
+from hefl.client.route import Route
 from hefl.errors import UsageError
 from hefl.keys import authority
 from hefl.keys.authority import Change
 from hefl.keys.party import read_client_folder
-from hefl.route import Route
 
 NAME = "fl.example.org"
 

@@ -11,8 +11,8 @@ from helpers import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
 from hefl import RoundReport, simulate
+from hefl.client.learner import Learner
 from hefl.errors import EngineError, LayoutError, NotFiniteError, TrainerError, UsageError, UselessSumsError
-from hefl.learner import Learner
 from hefl.params import ENGINES
 from hefl.protocol.records import Announcement
 from hefl.rounds.schedule import announcement_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hefl.errors import ConflictError, StaleError, UnreachableError
-from hefl.spool import Spool
+from hefl.server.spool import Spool
 
 DIGEST, OTHER = "d1" * 32, "d2" * 32
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from hefl.client.tries import LAST_DELAY_S, LEAST_TRIES, REMIND_S, Tries
 from hefl.errors import UnreachableError
-from hefl.tries import LAST_DELAY_S, LEAST_TRIES, REMIND_S, Tries
 
 
 class Clock:
@@ -16,8 +16,8 @@ class Clock:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        patch.setattr("hefl.tries.time.monotonic", lambda: self.now)
-        patch.setattr("hefl.tries.asyncio.sleep", self.sleep)
+        patch.setattr("hefl.client.tries.time.monotonic", lambda: self.now)
+        patch.setattr("hefl.client.tries.asyncio.sleep", self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         assert 0 < seconds <= LAST_DELAY_S

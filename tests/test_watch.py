@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from helpers import HEAD, RUN, announcement, nonce_of, record
 
-from hefl.page.watch import KEPT_ROUNDS, Watch, awaited, deadline_s, describe, standing
 from hefl.rounds.run import Phase, Run, Session
 from hefl.rounds.schedule import Clock
+from hefl.server.page.watch import KEPT_ROUNDS, Watch, awaited, deadline_s, describe, standing
 
 
 def closed(number: int, **changes: Any) -> dict[str, Any]:

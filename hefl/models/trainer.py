@@ -23,10 +23,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hefl.client.remarks import Remarks
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
 from hefl.models.layout import Arrays, Kind, Layout, describe
 from hefl.params import MAX_NUM_EXAMPLES
-from hefl.remarks import Remarks
 
 _SEE = "hefl.models.trainer.Trainer says what each method returns; a Flower NumPyClient does that"
 _NAME_THE_CLIENT = (

@@ -13,7 +13,6 @@ import msgspec
 
 from hefl.encoding.codec import Exchange
 from hefl.engines.engine import Terms
-from hefl.keptsettings import KeptSettings
 from hefl.params import (
     JOIN_WAIT_S,
     KEEP_AGGREGATES,
@@ -26,6 +25,7 @@ from hefl.params import (
 from hefl.protocol.records import Announcement, Participant
 from hefl.rounds.events import Extended, Reopened
 from hefl.rounds.run import Phase, Run
+from hefl.server.kept_settings import KeptSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,15 @@ from typing import Self, TypeVar
 
 import aiohttp
 
+from hefl.client.route import Route, shown
+from hefl.client.tries import Tries
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError, reason_of
 from hefl.files import replacing, storing
 from hefl.keys.credentials import server_fault
 from hefl.keys.party import ClientFolder
 from hefl.params import POLL_S
 from hefl.protocol import messages
-from hefl.route import Route, shown
 from hefl.sockets import keep_alive
-from hefl.tries import Tries
 
 log = logging.getLogger("hefl")
 

@@ -12,12 +12,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from hefl.background import work_in_thread
-from hefl.callbacks import OnRound, RoundReport, tell
-from hefl.clientstate import ClientState
-from hefl.connection import Connection
+from hefl.client.callbacks import OnRound, RoundReport, tell
+from hefl.client.following import Follower
+from hefl.client.http import Connection
+from hefl.client.joining import ask_to_join
+from hefl.client.learner import Learner
+from hefl.client.outcome import say_how_it_ended, say_who_confirmed
+from hefl.client.polling import Poller
+from hefl.client.receiving import OnTamper, Receiver
+from hefl.client.state import ClientState
+from hefl.client.threads import work_in_thread
 from hefl.encoding.codec import Exchange, Metrics
-from hefl.ending import say_how_it_ended, say_who_confirmed
 from hefl.errors import (
     ConflictError,
     EngineError,
@@ -28,17 +33,12 @@ from hefl.errors import (
     UnreachableError,
 )
 from hefl.files import replacing, storing
-from hefl.following import Follower
-from hefl.joining import ask_to_join
 from hefl.keys.party import ClientFolder
-from hefl.learner import Learner
 from hefl.params import CONNECT_TIMEOUT_S, MIN_CLIENTS
-from hefl.polling import Poller
 from hefl.protocol import messages
 from hefl.protocol.frames import read_digest
 from hefl.protocol.messages import Confirmation, Join, MetricsReport, Noted, View, Welcome
 from hefl.protocol.records import Announcement, Record, confirmation
-from hefl.receiving import OnTamper, Receiver
 
 log = logging.getLogger("hefl")
 

@@ -12,9 +12,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 import hefl
-from hefl.page.watch import Watch, awaited, deadline_s
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock
+from hefl.server.page.watch import Watch, awaited, deadline_s
 
 BUCKETS_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import msgspec
 
 from hefl.ckks.context import SecretContext
+from hefl.client.early_stopping import Progress
+from hefl.client.one_set import OneSet
 from hefl.errors import ExistsError, MalformedError, StateError
 from hefl.files import private_folder, replacing, storing
 from hefl.models.file import write_model
 from hefl.models.layout import Arrays, Layout
-from hefl.oneset import OneSet
 from hefl.params import KEEP_AGGREGATES
-from hefl.patience import Progress
 from hefl.protocol import messages
 from hefl.protocol.history import Chain
 from hefl.protocol.records import Hex16, Hex32, NumExamples, Record, Value

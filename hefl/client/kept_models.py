@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hefl.ckks.context import SecretContext
-from hefl.clientstate import ClientState, kept_rounds, naming, read
+from hefl.client.global_model import GlobalModel
+from hefl.client.state import ClientState, kept_rounds, naming, read
 from hefl.engines.load import load_engine, make_codec
 from hefl.errors import MismatchError, StateError
-from hefl.globalmodel import GlobalModel
 from hefl.models.layout import Arrays, Layout, unseal
 from hefl.protocol import frames, messages
 from hefl.protocol.records import Record

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from hefl.clientstate import ClientState
-from hefl.connection import Connection
+from hefl.client.http import Connection
+from hefl.client.state import ClientState
 from hefl.errors import StateError, TamperError
 from hefl.keys.party import ClientFolder
 from hefl.protocol.compact_records import decode_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from hefl.learner import Learner
+from hefl.client.learner import Learner
 from hefl.protocol.messages import View
 
 log = logging.getLogger("hefl")

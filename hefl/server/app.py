@@ -11,8 +11,6 @@ from typing import ClassVar
 import msgspec
 from aiohttp import web
 
-from hefl.callers import Callers
-from hefl.coordinator import Coordinator
 from hefl.engines.engine import Engine
 from hefl.errors import (
     ConflictError,
@@ -25,11 +23,7 @@ from hefl.errors import (
     UsageError,
 )
 from hefl.files import storing
-from hefl.journal import Journal
 from hefl.keys.party import ServerFolder
-from hefl.limits import Limits, Turns
-from hefl.listener import BUFFER_BYTES, Listener, refused
-from hefl.news import Emit, Refusals, say_who_lacks
 from hefl.params import MIN_CLIENTS, POLL_S
 from hefl.protocol import messages
 from hefl.protocol.compact_records import encode_records
@@ -39,7 +33,13 @@ from hefl.protocol.updates import max_update_bytes
 from hefl.rounds import views
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock, RunSettings
-from hefl.spool import Spool, Upload, Writing
+from hefl.server.authentication import Callers
+from hefl.server.coordinator import Coordinator
+from hefl.server.events import Emit, Refusals, say_who_lacks
+from hefl.server.journal import Journal
+from hefl.server.limits import Limits, Turns
+from hefl.server.listener import BUFFER_BYTES, Listener, refused
+from hefl.server.spool import Spool, Upload, Writing
 
 log = logging.getLogger("hefl")
 

@@ -9,26 +9,26 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
-from hefl.callbacks import RoundReport
 from hefl.ckks.context import SecretContext
+from hefl.client.callbacks import RoundReport
+from hefl.client.early_stopping import Patience, Progress, of_layout, without
+from hefl.client.global_model import GlobalModel
+from hefl.client.newcomer import Ranges
+from hefl.client.one_set import OneSet, digest_of
+from hefl.client.remarks import Remarks, on_averages, on_rounding, say_whether_used
+from hefl.client.trace import Trace
 from hefl.encoding.codec import Averages, Exchange, Metrics, Sum
 from hefl.engines.engine import Engine, Vector, check_terms
 from hefl.engines.load import make_codec
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
-from hefl.globalmodel import GlobalModel
 from hefl.models.file import read_model, write_model
 from hefl.models.layout import Arrays, Layout
 from hefl.models.trainer import Evaluation, GuardedTrainer, Trainer
-from hefl.newcomer import Ranges
-from hefl.oneset import OneSet, digest_of
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
-from hefl.patience import Patience, Progress, of_layout, without
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Record
 from hefl.protocol.updates import read_aggregate, write_update
-from hefl.remarks import Remarks, on_averages, on_rounding, say_whether_used
 from hefl.timings import Timings
-from hefl.tracing import Trace
 
 log = logging.getLogger("hefl")
 

@@ -25,14 +25,14 @@ from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from hefl.errors import HeflError
-from hefl.limits import Limits
-from hefl.listener import Listener
-from hefl.page.gauges import Gauges, Look
-from hefl.page.watch import Watch, deadline_s, describe
 from hefl.params import PAGE_CONNECTIONS
 from hefl.protocol.messages import is_loopback
 from hefl.protocol.records import Record
 from hefl.rounds.run import Phase
+from hefl.server.limits import Limits
+from hefl.server.listener import Listener
+from hefl.server.page.gauges import Gauges, Look
+from hefl.server.page.watch import Watch, deadline_s, describe
 
 HOST = "127.0.0.1"
 
@@ -214,7 +214,7 @@ def _refuse(request: web.BaseRequest, error: HeflError, status: int | None) -> w
 
 
 def _file(name: str, kind: str) -> Handler:
-    body = resources.files("hefl.page").joinpath("static", name).read_bytes()
+    body = resources.files("hefl.server.page").joinpath("static", name).read_bytes()
 
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=body, content_type=kind, charset="utf-8")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from hefl.connection import Connection
+from hefl.client.http import Connection
 from hefl.errors import ConflictError, HeflError, StaleError, StateError
 from hefl.protocol import messages
 from hefl.protocol.messages import View

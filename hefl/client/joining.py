@@ -9,9 +9,9 @@ import time
 import msgspec
 
 from hefl.ckks.context import SecretContext
-from hefl.connection import Connection
+from hefl.client.http import Connection
+from hefl.client.learner import Learner
 from hefl.errors import LayoutError
-from hefl.learner import Learner
 from hefl.models.layout import unseal
 from hefl.protocol import messages
 from hefl.protocol.messages import Join, OtherLayoutError, ReferenceLayout, Welcome

@@ -18,17 +18,17 @@ from typing import ClassVar
 from hefl.ckks.context import PublicContext
 from hefl.engines.engine import Engine
 from hefl.errors import DiskFullError, MalformedError, ProtocolError, StaleError, StateError
-from hefl.journal import Journal
-from hefl.news import Emit, News
 from hefl.params import MAX_USELESS_SUMS, POLL_S, RECORDS_AT_ONCE, SILENT_S
-from hefl.presence import Presence
 from hefl.protocol.messages import Join, OtherLayoutError, ReferenceLayout, View
 from hefl.protocol.records import Announcement, Record
 from hefl.rounds import events, schedule, views
 from hefl.rounds.run import Phase, Run, Session
 from hefl.rounds.schedule import RunSettings
-from hefl.spool import Spool, Upload
-from hefl.tally import Tally
+from hefl.server.events import Emit, News
+from hefl.server.journal import Journal
+from hefl.server.presence import Presence
+from hefl.server.spool import Spool, Upload
+from hefl.server.store import Tally
 
 log = logging.getLogger("hefl")
 

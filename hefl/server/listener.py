@@ -25,8 +25,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from hefl.errors import HeflError, MalformedError, PortInUseError, ProtocolError, UsageError, reason_of
-from hefl.limits import Limits
 from hefl.protocol.messages import is_loopback
+from hefl.server.limits import Limits
 from hefl.sockets import keep_alive
 
 log = logging.getLogger("hefl")

@@ -10,12 +10,12 @@ from typing import Any
 from hefl.allowance import Allowance
 from hefl.engines.engine import Engine
 from hefl.errors import HeflError
-from hefl.keptsettings import KeptSettings, changes
 from hefl.params import LINES_AT_ONCE, LINES_PER_S
 from hefl.protocol.messages import OtherLayoutError
 from hefl.protocol.records import Announcement, Record
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock
+from hefl.server.kept_settings import KeptSettings, changes
 
 log = logging.getLogger("hefl")
 

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from hefl.background import work_in_thread
-from hefl.clientstate import ClientState
-from hefl.connection import Connection
+from hefl.client.following import Follower
+from hefl.client.http import Connection
+from hefl.client.learner import Learner
+from hefl.client.newcomer import Ranges, first_to_follow
+from hefl.client.state import ClientState
+from hefl.client.threads import work_in_thread
 from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, MalformedError, ProtocolError, StaleError, StateError, UploadError
-from hefl.following import Follower
 from hefl.keys.party import ClientFolder
-from hefl.learner import Learner
-from hefl.newcomer import Ranges, first_to_follow
 from hefl.params import MAX_USELESS_SUMS
 from hefl.protocol.frames import is_whole
 from hefl.protocol.records import Record

@@ -10,8 +10,8 @@ from hefl.errors import UnknownClientError
 from hefl.keys import tls
 from hefl.keys.credentials import expiry_notice
 from hefl.keys.party import ServerFolder
-from hefl.keys.roll import Roll
 from hefl.protocol import messages
+from hefl.server.client_list import Roll
 
 log = logging.getLogger("hefl")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from hefl.ckks.context import PublicContext
 from hefl.engines.engine import Engine
 from hefl.errors import MalformedError, StateError
-from hefl.journal import Journal
 from hefl.protocol.frames import Frame
 from hefl.protocol.records import Announcement, Record
 from hefl.protocol.updates import Summation
 from hefl.rounds.events import Committed
-from hefl.spool import Spool
+from hefl.server.journal import Journal
+from hefl.server.spool import Spool
 from hefl.timings import Timings
 
 

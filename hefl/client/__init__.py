@@ -1,0 +1,1 @@
+"""One client: what it does in a round, and HTTP around it."""

@@ -1,0 +1,1 @@
+"""The server: HTTP, disk and clock around what ``rounds`` decides."""
