@@ -14,9 +14,9 @@ import numpy as np
 from results import note, write
 
 import hefl
-from hefl.bench import REPEATS
 from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.mac import Mac
+from hefl.demo.benchmark import REPEATS
 from hefl.engines.engine import Attempt
 from hefl.engines.packed import PackedEngine
 from hefl.protocol.compact_records import to_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from results import note, write
 
-from hefl.bench import as_json, bench_engines
+from hefl.demo.benchmark import as_json, bench_engines
 
 VALUES = 1_663_370
 

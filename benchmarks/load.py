@@ -33,14 +33,14 @@ from results import note, write
 from hefl.client.client import Client
 from hefl.client.learner import Learner
 from hefl.client.state import ClientState
+from hefl.demo.processes import Children
 from hefl.encoding.codec import Metrics
 from hefl.engines.packed import PackedEngine
 from hefl.files import private_folder
 from hefl.keys import authority
-from hefl.keys.party import read_client_folder
+from hefl.keys.folders import read_client_folder
 from hefl.models.layout import Arrays
 from hefl.params import MIN_CLIENTS, PRECISION_BITS
-from hefl.processes import Children
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Record
 

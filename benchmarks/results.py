@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hefl.bench import machine
+from hefl.demo.benchmark import machine
 
 FOLDER = Path(__file__).parent / "results"
 

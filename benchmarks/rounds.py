@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from results import note, write
 
-from hefl.bench import Row, as_json, bench_round
+from hefl.demo.benchmark import Row, as_json, bench_round
 
 TURNS = 5
 

@@ -15,8 +15,8 @@ import numpy as np
 import vitals
 from results import note, write
 
+from hefl.demo.processes import Children, run_federation
 from hefl.keys import authority
-from hefl.processes import Children, run_federation
 
 ROUNDS, EVERY, SETTLED = 500, 25, 100
 """From round SETTLED on nothing should grow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from results import note, write
 
-from hefl.bench import as_json, bench_packed
+from hefl.demo.benchmark import as_json, bench_packed
 
 if __name__ == "__main__":
     rows = []

@@ -16,7 +16,7 @@ from hefl.params import EXAMPLE_CLIENTS, EXAMPLE_VALUES
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hefl.bench import Row
+    from hefl.demo.benchmark import Row
 
 
 @click.command()
@@ -33,7 +33,7 @@ def bench(values: int, clients: int, as_json: bool) -> None:
     Takes a minute or more. Each figure is a median of five; both sides are first checked to compute the same.
     """
     progress = show_progress("loading the engines", as_json=as_json)
-    from hefl.bench import bench_engines, bench_round
+    from hefl.demo.benchmark import bench_engines, bench_round
 
     def say(text: str) -> None:
         echo(f"hefl: {text}", err=True)
@@ -43,7 +43,7 @@ def bench(values: int, clients: int, as_json: bool) -> None:
         rows = [*bench_engines(values, [1] * clients, say), *bench_round(values, [1] * clients, say)]
     clear()
     if as_json:
-        from hefl.bench import as_json as plain
+        from hefl.demo.benchmark import as_json as plain
 
         for row in plain(rows):
             print_json(row)

@@ -182,7 +182,7 @@ def client(
     from hefl.client.state import FILE, ClientState, is_session
     from hefl.engines.load import load_engine
     from hefl.files import locked, private_folder, state_folder
-    from hefl.keys.party import read_client_folder
+    from hefl.keys.folders import read_client_folder
 
     keys = read_client_folder(folder, existing_passphrase(passphrase_file))
     announce_expiry(keys.credentials)
@@ -256,7 +256,7 @@ def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, d
         from hefl.models.trainer import load_trainer
 
         return load_trainer(trainer)
-    from hefl.examples import load_example
+    from hefl.datasets import load_example
 
     return load_example(data or "", seed=seed, data_seed=data_seed, partition=partition, client=name)
 

@@ -19,7 +19,7 @@ from hefl.params import CLIENT_LIES, DATA_SETS, DEFAULT_ENGINE, LIES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hefl.report import Report
+    from hefl.demo.report import Report
 
 log = logging.getLogger("hefl")
 
@@ -74,11 +74,11 @@ def demo(
     that lies.
     """
     progress = show_progress(f"sharing {data} among {clients} clients", as_json=as_json)
-    from hefl.demo import Task, run_tampered, run_training, run_with_lying_client, share_data, train_pooled
+    from hefl.datasets.partition import Partition
+    from hefl.demo.report import build_report, draw_curves
+    from hefl.demo.training import Task, run_tampered, run_training, run_with_lying_client, share_data, train_pooled
     from hefl.errors import EngineError, ExistsError
-    from hefl.examples.partition import Partition
     from hefl.files import replacing
-    from hefl.report import build_report, draw_curves
 
     if engine == "plaintext":
         raise EngineError(
@@ -128,7 +128,7 @@ def demo(
 
 
 def _print(report: Report, *, verbose: bool) -> None:
-    from hefl.report import build_phases_table, build_table
+    from hefl.demo.report import build_phases_table, build_table
 
     print_table(build_table(report))
     if verbose:

@@ -38,7 +38,7 @@ def export(
     """
     progress = show_progress(f"reading the keys in {keys}", as_json=as_json)
     from hefl.client.kept_models import read_model
-    from hefl.keys.party import read_client_secret
+    from hefl.keys.folders import read_client_secret
     from hefl.models.file import write_model
 
     check_target("--to", target)

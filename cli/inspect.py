@@ -12,7 +12,7 @@ from hefl.cli.progress import show_progress
 from hefl.cli.terminal import clear, say
 
 if TYPE_CHECKING:
-    from hefl.findings import Finding
+    from hefl.inspection.compare import Finding
 
 
 @click.command()
@@ -26,7 +26,7 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
     """
     show_progress(f"looking at {', '.join(map(str, files))}", as_json=as_json)
     from hefl.errors import KeysError
-    from hefl.inspection import inspect as look
+    from hefl.inspection.describe import inspect as look
 
     findings = look(files)
     clear()

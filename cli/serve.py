@@ -160,7 +160,7 @@ def serve(
     from hefl.cli.loop import run
     from hefl.engines.load import load_engine
     from hefl.files import locked, state_folder
-    from hefl.keys.party import read_server_folder
+    from hefl.keys.folders import read_server_folder
     from hefl.rounds.run import Phase
     from hefl.rounds.schedule import RunSettings, at_start
     from hefl.server.app import Server

@@ -19,6 +19,7 @@ TYPE_CHECKING = False  # typing's own takes longer to load than all that a comma
 if TYPE_CHECKING:
     from typing import Any
 
+    from hefl.average import aggregate, announce, decrypt, encrypt
     from hefl.ckks.context import PublicContext, SecretContext, generate_secret
     from hefl.client.callbacks import RoundReport
     from hefl.errors import HeflError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hefl.models.torch import TorchTrainer
     from hefl.models.trainer import Trainer
     from hefl.simulation import Simulation, simulate
-    from hefl.weighted_mean import aggregate, announce, decrypt, encrypt
 
 __version__ = "0.1.0"
 
@@ -56,10 +56,10 @@ _HOMES = {
     "SklearnTrainer": "hefl.models.sklearn",
     "TorchTrainer": "hefl.models.torch",
     "Trainer": "hefl.models.trainer",
-    "aggregate": "hefl.weighted_mean",
-    "announce": "hefl.weighted_mean",
-    "decrypt": "hefl.weighted_mean",
-    "encrypt": "hefl.weighted_mean",
+    "aggregate": "hefl.average",
+    "announce": "hefl.average",
+    "decrypt": "hefl.average",
+    "encrypt": "hefl.average",
     "generate_secret": "hefl.ckks.context",
     "simulate": "hefl.simulation",
 }

@@ -184,7 +184,7 @@ LIES: Mapping[str, str] = {
     "false-weight": "announces another weight to one client than to the others",
     "isolate": "announces a round to one client as if it were alone",
 }
-"""What ``hefl demo --tamper`` makes its server do, in a line; see tampering, and from "fork" on adversary."""
+"""What ``hefl demo --tamper`` makes its server do, in a line; see forgeries, from "fork" on lying_server."""
 
 CLIENT_LIES: Mapping[str, str] = {
     "off-range": "states a range off by one, so that no sum can be used",
@@ -202,4 +202,4 @@ CLIENT_LIES: Mapping[str, str] = {
     "poison": "sends its training with the sign turned",
     "false-metrics": "says that its loss is 0",
 }
-"""What ``hefl demo --tamper`` makes one of its clients do, each in a line; see lying_client."""
+"""What ``hefl demo --tamper`` makes one of its clients do, each in a line; see demo.lying_client."""

@@ -19,13 +19,13 @@ from hefl.ckks.context import Identity, SecretContext, generate_secret
 from hefl.errors import ExistsError, UsageError
 from hefl.files import locked, storing, sync_folder, sync_tree
 from hefl.keys import keyfile
-from hefl.keys.fields import read
+from hefl.keys.file_format import read
+from hefl.keys.folders import AuthorityFolder, check_folder, read_authority_folder
 from hefl.keys.keyfile import ClientNames
 from hefl.keys.names import DEFAULT_SERVER_NAMES, check_clients, hosts, server_url
-from hefl.keys.party import AuthorityFolder, check_folder, read_authority_folder
 from hefl.keys.passphrase import Passphrase
-from hefl.keys.pending import changing, settle
 from hefl.keys.tls import CertificateAuthority, Holder
+from hefl.keys.transaction import changing, settle
 
 DEFAULT_DAYS = 730
 

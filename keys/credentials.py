@@ -19,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hefl.ckks.context import Identity
 from hefl.errors import CertificateError, KeysError, MismatchError, StateError
 from hefl.files import read_private
-from hefl.keys.fields import AGAIN, check_same, parse
+from hefl.keys.file_format import AGAIN, check_same, parse
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import is_sealed, unseal
 from hefl.keys.tls import UNREADABLE, Holder, Stem, from_der, holder_of, key_to_pem, to_pem

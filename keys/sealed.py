@@ -6,7 +6,7 @@ from typing import Literal
 
 from hefl.ckks.context import Identity
 from hefl.errors import KeyFileError
-from hefl.keys.fields import AGAIN, FIELDS, VERSION_LINE, KeyFile, checksummed, from_base64, lines, to_base64
+from hefl.keys.file_format import AGAIN, FIELDS, VERSION_LINE, KeyFile, checksummed, from_base64, lines, to_base64
 from hefl.keys.passphrase import Passphrase, Scrypted
 
 Content = Literal["secret", "tls-key"]

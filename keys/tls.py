@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hefl.ckks.context import Identity
 from hefl.errors import CertificateError
 from hefl.files import write_private
-from hefl.keys.fields import AGAIN
+from hefl.keys.file_format import AGAIN
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import seal
 from hefl.params import NAME_PATTERN

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from federation import Federation
 
-from hefl.keys import party
+from hefl.keys import folders
 from hefl.protocol import messages
 
 NONCE = "00112233445566778899aabbccddeeff"
@@ -33,7 +33,7 @@ class Peer:
     """One client of a federation whose server listens."""
 
     def __init__(self, keys: Federation, name: str) -> None:
-        self.folder = party.read_client_folder(keys.folder / "clients" / name)
+        self.folder = folders.read_client_folder(keys.folder / "clients" / name)
         self.headers = {"Host": "localhost", **messages.headers(self.folder.secret, NONCE)}
         self._address = ("127.0.0.1", urlsplit(keys.url).port or 0)
         self._context = self.folder.credentials.client_context()

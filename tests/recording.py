@@ -22,7 +22,7 @@ from hefl.client.state import ClientState
 from hefl.engines.engine import Weighting
 from hefl.engines.load import load_engine
 from hefl.files import private_folder
-from hefl.keys.party import read_client_folder
+from hefl.keys.folders import read_client_folder
 from hefl.models.layout import Arrays
 from hefl.protocol.compact_records import decode_records
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from federation import Command, Federation
 
+from hefl.demo.forgeries import SUM_LIES
 from hefl.params import LIES
-from hefl.tampering import SUM_LIES
 
 NAMES = ("alice", "bob", "carol")
 
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def serve(keys: Federation, lie: str, state: Path, *flags: str) -> Command:
     """``hefl serve`` with a server that lies."""
     where = (keys.folder / "server", "--port", "0", "--state", state, "--json")
-    server = keys.run(lie, "serve", *where, *flags, module="hefl.adversary")
+    server = keys.run(lie, "serve", *where, *flags, module="hefl.demo.lying_server")
     server.until("listening")
     keys.url = server.events[0]["url"]
     return server

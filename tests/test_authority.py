@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from hefl.errors import CertificateError, ExistsError, HeflError, MismatchError, UsageError
-from hefl.keys import authority, credentials, party, tls
+from hefl.keys import authority, credentials, folders, tls
 
 EXPECTED = {
     "authority": ["address.hefl", "ca.crt", "ca.key", "clients.hefl", "secret.hefl"],
@@ -44,7 +44,7 @@ def test_everything_is_its_owners_alone(made: authority.Federation) -> None:
 
 def test_no_secret_byte_of_the_clients_or_the_authority_is_in_the_servers_folder(made: authority.Federation) -> None:
     everything = b"".join(p.read_bytes() for p in (made.folder / "server").iterdir())
-    secret = party.read_client_folder(made.folder / "clients/alice").secret
+    secret = folders.read_client_folder(made.folder / "clients/alice").secret
     assert secret.group_key not in everything
     for folder, name in (("authority", "ca.key"), ("clients/alice", "client.key"), ("clients/bob", "client.key")):
         body = (made.folder / folder / name).read_bytes().splitlines()[1]
@@ -52,11 +52,11 @@ def test_no_secret_byte_of_the_clients_or_the_authority_is_in_the_servers_folder
 
 
 def test_every_client_holds_the_same_key_and_its_own_name(made: authority.Federation) -> None:
-    alice, bob = (party.read_client_folder(made.folder / "clients" / n) for n in ("alice", "bob"))
+    alice, bob = (folders.read_client_folder(made.folder / "clients" / n) for n in ("alice", "bob"))
     assert alice.secret == bob.secret
     assert (alice.name, bob.name) == ("alice", "bob")
     assert alice.url == "https://fl.example.org:8443"
-    assert party.read_server_folder(made.folder / "server").clients == ("alice", "bob")
+    assert folders.read_server_folder(made.folder / "server").clients == ("alice", "bob")
 
 
 def test_the_servers_certificate_names_its_hosts_and_may_only_serve(made: authority.Federation) -> None:
@@ -83,8 +83,8 @@ def test_certificates_last_as_long_as_was_said(made: authority.Federation) -> No
 
 
 def test_tls_speaks_1_3_only_and_asks_for_the_peers_certificate(made: authority.Federation) -> None:
-    server = party.read_server_folder(made.folder / "server").credentials.server_context()
-    client = party.read_client_folder(made.folder / "clients/alice").credentials.client_context()
+    server = folders.read_server_folder(made.folder / "server").credentials.server_context()
+    client = folders.read_client_folder(made.folder / "clients/alice").credentials.client_context()
     for context in (server, client):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_3
         assert context.verify_mode is ssl.CERT_REQUIRED
@@ -101,7 +101,7 @@ def test_an_expired_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(credentials, "datetime", Later)
     with pytest.raises(CertificateError, match="has expired"):
-        party.read_client_folder(made.folder / "clients/alice")
+        folders.read_client_folder(made.folder / "clients/alice")
 
 
 def test_another_federations_root_is_refused(made: authority.Federation, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_another_federations_root_is_refused(made: authority.Federation, tmp_pat
     path.write_bytes((made.folder / "authority/ca.crt").read_bytes())
     path.chmod(0o600)
     with pytest.raises(MismatchError, match="did not sign it") as caught:
-        party.read_client_folder(path.parent)
+        folders.read_client_folder(path.parent)
     assert str(made.identity) in caught.value.message
     assert str(other.identity) in caught.value.message
 
@@ -186,4 +186,4 @@ def test_a_keygen_that_was_killed_leaves_no_key_behind_and_loses_no_federation(t
     with pytest.raises(ExistsError, match="holds a federation's keys already"):
         authority.create(tmp_path / "fed", ("carol", "dave"))
     assert [p.name for p in tmp_path.iterdir()] == ["fed"]
-    assert party.read_server_folder(tmp_path / "fed/server").public.identity == before.identity
+    assert folders.read_server_folder(tmp_path / "fed/server").public.identity == before.identity

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from hefl.bench import Row
 from hefl.cli.bench import _table
+from hefl.demo.benchmark import Row
 
 
 @pytest.mark.parametrize("engine", ["packed", "tenseal-public"])

@@ -24,7 +24,7 @@ from hefl.engines import packed
 from hefl.engines.load import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
 from hefl.files import private_folder
-from hefl.keys import authority, party
+from hefl.keys import authority, folders
 from hefl.protocol.messages import View, Welcome
 from hefl.protocol.records import Announcement, Participant, Record, genesis
 from hefl.protocol.updates import Summation
@@ -35,7 +35,7 @@ RUN = "ab" * 16
 @pytest.fixture
 def client(tmp_path: Path) -> Client:
     authority.create(tmp_path / "fed", ["alice", "bob"])
-    folder = party.read_client_folder(tmp_path / "fed/clients/alice")
+    folder = folders.read_client_folder(tmp_path / "fed/clients/alice")
     learner = Learner("alice", Drift(), folder.secret, load_engine("packed"))
     made = Client(folder, learner, ClientState(tmp_path))
     made._welcome, made._rounds = Welcome(run=RUN), 3
@@ -150,7 +150,7 @@ def test_a_callback_that_raises_ends_the_run_with_what_it_said_and_no_hang(tmp_p
     with Federation(tmp_path / "fed", "alice", "bob") as keys:
         keys.serve(tmp_path / "server", "--rounds", "2")
         keys.client("bob", tmp_path / "bob")
-        folder = party.read_client_folder(keys.folder / "clients/alice")
+        folder = folders.read_client_folder(keys.folder / "clients/alice")
         learner = Learner("alice", Drift(), folder.secret, load_engine("packed"))
         (tmp_path / "alice").mkdir()
         client = Client(folder, learner, ClientState(tmp_path / "alice"), url=keys.url, on_round=failing)
@@ -163,7 +163,7 @@ def test_a_callback_is_told_each_round_in_order(tmp_path: Path) -> None:
     with Federation(tmp_path / "fed", "alice", "bob") as keys:
         server = keys.serve(tmp_path / "server", "--rounds", "2")
         bob = keys.client("bob", tmp_path / "bob")
-        folder = party.read_client_folder(keys.folder / "clients/alice")
+        folder = folders.read_client_folder(keys.folder / "clients/alice")
         learner = Learner("alice", Drift(), folder.secret, load_engine("packed"))
         (tmp_path / "alice").mkdir()
         asyncio.run(Client(folder, learner, ClientState(tmp_path / "alice"), url=keys.url, on_round=told.append).run())
@@ -204,8 +204,8 @@ class Course:
     def __init__(self, folder: Path, head: str) -> None:
         fed = folder / "fed"
         self.folder, self.engine, self.head, self.number = folder, load_engine("packed"), head, 0
-        self.public = party.read_server_folder(fed / "server").public
-        self.secret = party.read_client_folder(fed / "clients/bob").secret
+        self.public = folders.read_server_folder(fed / "server").public
+        self.secret = folders.read_client_folder(fed / "clients/bob").secret
         self.learners = {name: self.learner(name) for name in ("bob", "carol")}
 
     def learner(self, name: str) -> Learner:
@@ -213,7 +213,7 @@ class Course:
 
     def client(self) -> Client:
         """Alice, as she starts, with what an earlier start has left."""
-        keys = party.read_client_folder(self.folder / "fed/clients/alice")
+        keys = folders.read_client_folder(self.folder / "fed/clients/alice")
         return Client(keys, self.learner("alice"), ClientState(private_folder(self.folder / "alice")))
 
     def play(self, exchange: Exchange, monkeypatch: pytest.MonkeyPatch, *, useless: bool = False) -> Record:
@@ -260,7 +260,7 @@ class Course:
 @pytest.fixture
 def course(tmp_path: Path) -> Course:
     authority.create(tmp_path / "fed", ["alice", "bob", "carol"])
-    identity = party.read_client_folder(tmp_path / "fed/clients/alice").secret.identity
+    identity = folders.read_client_folder(tmp_path / "fed/clients/alice").secret.identity
     course = Course(tmp_path, genesis(identity, RUN))
     course.client()._follower.begin(RUN)
     return course

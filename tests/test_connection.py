@@ -17,7 +17,7 @@ from proxy import Fault, Flip, Proxy
 
 from hefl.client.http import READ_TIMEOUT_S, Connection
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError
-from hefl.keys import party
+from hefl.keys import folders
 from hefl.params import CONNECT_TIMEOUT_S, POLL_S
 from hefl.protocol import messages
 from hefl.protocol.compact_records import decode_records
@@ -50,7 +50,7 @@ async def _asked(
 
     ``fault`` says what becomes of each of its connections on the way.
     """
-    credentials = party.read_server_folder(keys.folder / "server").credentials
+    credentials = folders.read_server_folder(keys.folder / "server").credentials
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -71,7 +71,7 @@ async def _asked(
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=credentials.server_context()) as server:
-        folder = party.read_client_folder(keys.folder / "clients/alice")
+        folder = folders.read_client_folder(keys.folder / "clients/alice")
         with Proxy(server.sockets[0].getsockname()[1], fault) as proxy:
             url = f"https://127.0.0.1:{proxy.port}"
             async with Connection(folder, url, "00" * 16, 1.0, insecure_http=False) as connection:
@@ -253,7 +253,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 async def silent_at(keys: Federation, silent: Callable[[int], bytes | None], ask: Ask) -> tuple[Any, int]:
     """What a client makes of a server that answers a connection's requests with b"fine", unless ``silent`` says what
     it says on the n-th one, from 1, before it falls silent; and how many connections there were."""
-    credentials = party.read_server_folder(keys.folder / "server").credentials
+    credentials = folders.read_server_folder(keys.folder / "server").credentials
     count, over = 0, asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -271,7 +271,7 @@ async def silent_at(keys: Federation, silent: Callable[[int], bytes | None], ask
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=credentials.server_context()) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        folder = party.read_client_folder(keys.folder / "clients/alice")
+        folder = folders.read_client_folder(keys.folder / "clients/alice")
         async with asyncio.timeout(60), Connection(folder, url, "00" * 16, 0.1, insecure_http=False) as connection:
             try:
                 found = await ask(connection)

@@ -12,10 +12,10 @@ import pytest
 from federation import Command
 from terminal import Terminal
 
-from hefl.demo import client_names
-from hefl.examples import load_example
-from hefl.examples.data import load_parts
-from hefl.examples.partition import Partition
+from hefl.datasets import load_example
+from hefl.datasets.data import load_parts
+from hefl.datasets.partition import Partition
+from hefl.demo.training import client_names
 from hefl.timings import PHASES
 
 FIGURE = r"\d+\.\d{4}"

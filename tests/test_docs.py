@@ -13,7 +13,7 @@ import numpy as np
 from federation import Command
 
 from hefl.cli.main import COMMANDS
-from hefl.keys import fields
+from hefl.keys import file_format
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -102,9 +102,9 @@ def test_the_key_file_format_is_documented_field_by_field() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| ([a-z, ]+) \|", text, re.MULTILINE)
     documented = {
         kind: tuple(name for name, kinds in rows if kinds == "all" or kind in kinds.split(", "))
-        for kind in fields.FIELDS
+        for kind in file_format.FIELDS
     }
-    assert documented == dict(fields.FIELDS)
+    assert documented == dict(file_format.FIELDS)
 
 
 def test_no_secret_is_in_the_repository() -> None:

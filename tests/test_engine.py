@@ -1,6 +1,6 @@
 """What the engines for floating-point vectors promise, for each of them; and which engines there are.
 
-``packed`` promises more, of integers: see ckks/test_packed.py.
+``packed`` promises more, of integers: see test_packed.py.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hefl.datasets import load_example
+from hefl.datasets.data import BREAST_CANCER_RANGES, WINE_RANGES, Split, load_parts
+from hefl.datasets.partition import Partition
 from hefl.errors import UsageError
-from hefl.examples import load_example
-from hefl.examples.data import BREAST_CANCER_RANGES, WINE_RANGES, Split, load_parts
-from hefl.examples.partition import Partition
 from hefl.models.torch import TorchTrainer
 from hefl.params import DATA_SETS
 

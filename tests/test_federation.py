@@ -18,7 +18,7 @@ from helpers import redigested, saved
 
 from hefl.client.kept_models import read_model
 from hefl.errors import MismatchError, StateError, TamperError
-from hefl.keys import authority, party
+from hefl.keys import authority, folders
 from hefl.protocol import messages
 from hefl.protocol.compact_records import decode_records
 from hefl.protocol.records import Record, genesis
@@ -266,7 +266,7 @@ def test_any_client_can_fetch_the_records_of_all_rounds_and_they_form_one_chain(
         server = keys.serve(tmp_path / "server", "--rounds", "40", "--join-wait", "0")
         clients = [keys.client(n, tmp_path / n) for n in ("alice", "bob")]
         server.until("round 36, attempt 1")
-        folder = party.read_client_folder(keys.folder / "clients/carol")  # who has not joined
+        folder = folders.read_client_folder(keys.folder / "clients/carol")  # who has not joined
         url = urlsplit(keys.url)
         context = folder.credentials.client_context()
         connection = http.client.HTTPSConnection(str(url.hostname), url.port, context=context, timeout=20)
@@ -327,7 +327,7 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
         assert "exists already" in kept.error
     saved, exported = (np.load(tmp_path / f"{n}.npz", allow_pickle=False) for n in ("alice", "last"))
     assert all((saved[n] == exported[n]).all() for n in saved.files)
-    secret = party.read_client_folder(folder).secret
+    secret = folders.read_client_folder(folder).secret
     courses = fedavg(3, list(who.values()))
     for number in (1, 2, 3):
         kept_model = read_model(tmp_path / "alice", secret, number)
@@ -354,7 +354,7 @@ def test_a_client_exports_the_models_that_it_keeps_without_a_server(keys: Federa
         path.write_bytes(whole)
     rotated = keys.copy(tmp_path / "rotated")
     authority.change(rotated.folder, authority.Change(rotate=True))
-    newer = party.read_client_folder(rotated.folder / "clients/alice").secret
+    newer = folders.read_client_folder(rotated.folder / "clients/alice").secret
     with pytest.raises(MismatchError, match=r"0000000003\.agg is of .* key generation 1, and the client's keys .* 2"):
         read_model(tmp_path / "alice", newer, 3)
 

@@ -23,10 +23,10 @@ from hefl.cli.usage import expects, explain
 from hefl.client.client import _way_to_more
 from hefl.client.kept_models import read_model
 from hefl.client.route import _check_url
-from hefl.demo import FORK_CLIENTS
+from hefl.datasets.partition import MIN_EXAMPLES, Partition
+from hefl.demo.training import FORK_CLIENTS
 from hefl.engines.load import load_engine
 from hefl.errors import HeflError, LayoutError, OutOfRangeError, StateError, UsageError
-from hefl.examples.partition import MIN_EXAMPLES, Partition
 from hefl.keys import authority
 from hefl.models.file import check_suffix
 from hefl.params import MAX_VALUES

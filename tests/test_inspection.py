@@ -14,7 +14,7 @@ from federation import Command
 from helpers import announcement, update
 
 from hefl.engines.load import load_engine
-from hefl.inspection import inspect
+from hefl.inspection.describe import inspect
 from hefl.keys import authority, keyfile
 from hefl.keys.passphrase import Passphrase
 

@@ -8,7 +8,7 @@ from helpers import rewritten
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.errors import ExistsError, KeyFileError, SecretAtServerError
-from hefl.keys import fields, keyfile
+from hefl.keys import file_format, keyfile
 from hefl.keys.keyfile import ClientNames
 
 
@@ -40,7 +40,7 @@ def test_a_key_file_is_its_owners_alone_and_never_written_over(path: Path, secre
 def test_the_first_line_is_the_version_and_the_rest_can_be_read_with_cat(path: Path) -> None:
     lines = path.read_text("ascii").split("\n")
     assert lines[0] == "hefl/v1 secret"
-    assert [line.split(": ")[0] for line in lines[1:-1]] == list(fields.FIELDS["secret"])
+    assert [line.split(": ")[0] for line in lines[1:-1]] == list(file_format.FIELDS["secret"])
     assert lines[-1] == ""
 
 

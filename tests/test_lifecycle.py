@@ -24,7 +24,7 @@ from federation import Command
 from hefl.ckks.context import Identity, PublicContext, SecretContext
 from hefl.errors import ExistsError, HeflError, KeyFileError, StateError, UsageError
 from hefl.files import locked
-from hefl.keys import authority, party, tls
+from hefl.keys import authority, folders, tls
 from hefl.keys.authority import Change
 from hefl.keys.keyfile import ClientNames
 from hefl.keys.passphrase import Passphrase
@@ -55,16 +55,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
 
 
-def whole(fed: Path, passphrase: Passphrase | None = None) -> party.AuthorityFolder:
+def whole(fed: Path, passphrase: Passphrase | None = None) -> folders.AuthorityFolder:
     """Read every folder as its party would, and check that all are of one time and of the authority's list."""
-    found = party.read_authority_folder(fed / "authority", passphrase)
-    server = party.read_server_folder(fed / "server", passphrase)
+    found = folders.read_authority_folder(fed / "authority", passphrase)
+    server = folders.read_server_folder(fed / "server", passphrase)
     assert (server.public.identity, server.names) == (found.identity, found.names)
     assert server.public.fingerprints == found.secret.fingerprints
     names = sorted(p.name for p in (fed / "clients").iterdir() if (p / "secret.hefl").exists())
     assert tuple(names) == found.names.clients
     for name in names:
-        client = party.read_client_folder(fed / "clients" / name, passphrase)
+        client = folders.read_client_folder(fed / "clients" / name, passphrase)
         assert (client.name, client.secret, client.url) == (name, found.secret, found.urls[0])
     assert {p.name for p in (fed / "authority").iterdir()} <= {
         "secret.hefl",
@@ -148,7 +148,7 @@ def test_the_authoritys_folder_is_enough(fed: Path, wanted: Change) -> None:
     shutil.rmtree(fed / "clients")
     authority.change(fed, wanted)
     for name in wanted.add or ("alice", "bob"):
-        party.read_client_folder(fed / "clients" / name)
+        folders.read_client_folder(fed / "clients" / name)
     if wanted.concerns_all:
         whole(fed)
     else:
@@ -349,7 +349,7 @@ def test_no_private_key_reaches_the_disk_in_the_clear_on_its_way_into_tls(
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", spied)
-    folder = party.read_server_folder(sealed / "server", Passphrase(lambda _: WORDS))
+    folder = folders.read_server_folder(sealed / "server", Passphrase(lambda _: WORDS))
     folder.credentials.server_context()
     assert len(written) == 1
     assert b"BEGIN ENCRYPTED PRIVATE KEY" in written[0]

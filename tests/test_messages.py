@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from federation import Command, Federation
 
-from hefl.keys import fields
+from hefl.keys import file_format
 
 MISTAKES: list[tuple[str, int, str, str]] = [
     # commands and options
@@ -246,7 +246,7 @@ def ports() -> Iterator[dict[str, int]]:
 def test_a_mistake_is_answered_as_a_colleague_would(
     here: Path, ports: dict[str, int], line: str, code: int, message: str, hint: str
 ) -> None:
-    identity = fields.read(here / "fed/server/public.hefl").identity
+    identity = file_format.read(here / "fed/server/public.hefl").identity
     line, message, hint = (text.format(here=here, identity=identity, **ports) for text in (line, message, hint))
     command = Command(*line.split(), cwd=here)
     try:

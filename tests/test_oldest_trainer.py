@@ -10,10 +10,10 @@ import torch
 from helpers import Array
 
 import hefl
-from hefl.examples import load_example
-from hefl.examples.data import Split, load_parts
-from hefl.examples.iris import EPOCHS, LEARNING_RATE, model
-from hefl.examples.partition import Partition
+from hefl.datasets import load_example
+from hefl.datasets.data import Split, load_parts
+from hefl.datasets.iris import EPOCHS, LEARNING_RATE, model
+from hefl.datasets.partition import Partition
 
 ROUNDS = 3
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 import hefl
 from hefl.ckks.sampling import Streams, draw_noise
+from hefl.datasets import load_example
 from hefl.engines import engine as engines
 from hefl.engines import packed
 from hefl.engines.engine import Attempt
 from hefl.engines.packed import PackedEngine
-from hefl.examples import load_example
 
 Arrays = list[NDArray[Any]]
 ROUNDS = 20

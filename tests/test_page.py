@@ -19,7 +19,7 @@ from federation import LIMIT_S, Command, Federation, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from selenium.webdriver import ActionChains, Chrome, Keys
 
-from hefl.keys.party import read_client_folder
+from hefl.keys.folders import read_client_folder
 from hefl.protocol import messages
 from hefl.rounds.run import Phase
 from hefl.server.page.site import FILES

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hefl.datasets.partition import DRAWS, Partition, _dirichlet
 from hefl.errors import UsageError
-from hefl.examples.partition import DRAWS, Partition, _dirichlet
 
 LABELS = st.lists(st.integers(0, 4), min_size=4, max_size=300).map(np.array)
 PARTITIONS = st.one_of(st.just(Partition()), st.floats(1e-3, 1e3).map(Partition))

@@ -12,7 +12,7 @@ from helpers import rewritten
 
 from hefl.ckks.context import SecretContext
 from hefl.errors import KeyFileError, MismatchError, SecretAtServerError, UsageError
-from hefl.keys import fields, keyfile, passphrase
+from hefl.keys import file_format, keyfile, passphrase
 from hefl.keys.passphrase import Passphrase
 
 WORDS = "correct horse batterie stäple"
@@ -44,9 +44,9 @@ def test_the_passphrase_opens_what_it_sealed_and_everyone_sees_whose_file_it_is(
 ) -> None:
     file, back = keyfile.read_secret(path, words)
     assert back == secret
-    seen = fields.read(path)
+    seen = file_format.read(path)
     assert (seen.kind, seen.identity, seen.holder) == ("sealed", file.identity, file.holder)
-    assert [line.split(": ")[0] for line in path.read_text().splitlines()[1:]] == list(fields.FIELDS["sealed"])
+    assert [line.split(": ")[0] for line in path.read_text().splitlines()[1:]] == list(file_format.FIELDS["sealed"])
 
 
 def test_a_sealed_file_is_what_the_readme_says(path: Path, secret: SecretContext) -> None:

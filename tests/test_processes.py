@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from federation import HERE
 
+from hefl.demo.processes import ChildFailedError, Children, run_federation
 from hefl.errors import UnreachableError
 from hefl.keys import authority
-from hefl.processes import ChildFailedError, Children, run_federation
 
 
 def test_a_server_that_has_gone_is_noticed_long_before_a_client_would_give_it_up(tmp_path: Path) -> None:

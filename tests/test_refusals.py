@@ -29,7 +29,7 @@ from helpers import rewritten
 from hefl.ckks.context import Identity
 from hefl.engines.engine import Seal
 from hefl.engines.tenseal import SlotsEngine
-from hefl.keys import keyfile, party, tls
+from hefl.keys import folders, keyfile, tls
 from hefl.protocol import frames, messages
 from hefl.protocol.updates import write_update
 
@@ -153,7 +153,7 @@ def test_a_caller_without_a_clients_certificate_gets_nothing(keys: Federation, t
 def test_tls_below_1_3_is_refused(keys: Federation, tmp_path: Path) -> None:
     with keys:
         keys.serve(tmp_path / "server")
-        context = party.read_client_folder(keys.folder / "clients/alice").credentials.client_context()
+        context = folders.read_client_folder(keys.folder / "clients/alice").credentials.client_context()
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
         address = ("127.0.0.1", urlsplit(keys.url).port or 0)
         with socket.create_connection(address) as raw, pytest.raises(ssl.SSLError):
@@ -375,7 +375,7 @@ class Raw:
     """A client of the federation's that speaks HTTP by hand: it has joined, and uploads what it likes."""
 
     def __init__(self, keys: Federation, name: str) -> None:
-        self.folder = party.read_client_folder(keys.folder / "clients" / name)
+        self.folder = folders.read_client_folder(keys.folder / "clients" / name)
         self.nonce = "00112233445566778899aabbccddeeff"
         self.headers = messages.headers(self.folder.secret, self.nonce)
         self.url = keys.url

@@ -11,7 +11,7 @@ import pytest
 from federation import Federation
 from helpers import rewritten
 
-from hefl.keys import authority, party
+from hefl.keys import authority, folders
 from hefl.keys.authority import Change
 from hefl.server.client_list import Roll
 
@@ -28,7 +28,7 @@ def keys(original: Federation, tmp_path: Path) -> Federation:
 
 @pytest.fixture
 def roll(keys: Federation) -> Roll:
-    return Roll(party.read_server_folder(keys.folder / "server"))
+    return Roll(folders.read_server_folder(keys.folder / "server"))
 
 
 def test_a_new_list_is_read_when_it_is_there(keys: Federation, roll: Roll, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from hefl.client.route import Route
 from hefl.errors import UsageError
 from hefl.keys import authority
 from hefl.keys.authority import Change
-from hefl.keys.party import read_client_folder
+from hefl.keys.folders import read_client_folder
 
 NAME = "fl.example.org"
 

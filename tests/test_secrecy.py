@@ -13,7 +13,7 @@ import tenseal as ts
 from federation import Federation
 
 from hefl.ckks.context import SecretContext
-from hefl.keys import party
+from hefl.keys import folders
 from hefl.protocol import frames, messages
 from hefl.protocol.messages import Held
 
@@ -62,7 +62,7 @@ def found_in(pid: int, needles: dict[str, bytes]) -> set[str]:
 def test_a_running_servers_memory_holds_no_key_and_no_value_and_a_clients_does(
     keys: Federation, tmp_path: Path, engine: str
 ) -> None:
-    secret = party.read_client_folder(keys.folder / "clients/alice").secret
+    secret = folders.read_client_folder(keys.folder / "clients/alice").secret
     needles = secrets_of(secret) | {
         "a parameter": struct.pack("<d", PARAMETER) * 4,
         "a tensor's name": b"layer.weight",
@@ -90,9 +90,9 @@ def test_nothing_that_the_server_has_on_disk_decrypts_an_aggregate(
         server = keys.serve(tmp_path / "server", "--rounds", "1", "--engine", engine)
         clients = [keys.client(n, tmp_path / n, "--engine", engine, STEP=str(STEP)) for n in ("alice", "bob")]
         assert [c.wait() for c in (*clients, server)] == [0, 0, 0]
-    folder = party.read_server_folder(keys.folder / "server")
+    folder = folders.read_server_folder(keys.folder / "server")
     files = [p for where in (tmp_path / "server", folder.path) for p in where.rglob("*") if p.is_file()]
-    secret = party.read_client_folder(keys.folder / "clients/alice").secret
+    secret = folders.read_client_folder(keys.folder / "clients/alice").secret
     for path in files:
         data = path.read_bytes()
         assert not any(needle in data for needle in secrets_of(secret).values()), path

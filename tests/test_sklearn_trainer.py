@@ -17,9 +17,9 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import hefl
+from hefl.datasets.data import Split, load_parts
+from hefl.datasets.partition import Partition
 from hefl.errors import TrainerError
-from hefl.examples.data import Split, load_parts
-from hefl.examples.partition import Partition
 from hefl.models.sklearn import SklearnTrainer
 
 CONFIG = {"round": 1, "seed": 0, "client": "alice"}
@@ -251,7 +251,7 @@ def test_clients_with_scikit_learn_train_over_tls_and_import_no_torch(tmp_path: 
         server = federation.serve(tmp_path / "server", "--rounds", "4")
         clients = [
             federation.client(
-                name, tmp_path / name, "--save", tmp_path / f"{name}.npz", trainer=f"hefl.examples.scikit:{name}", **env
+                name, tmp_path / name, "--save", tmp_path / f"{name}.npz", trainer=f"hefl.datasets.scikit:{name}", **env
             )
             for name in ("alice", "bob")
         ]

@@ -12,7 +12,7 @@ import pytest
 from federation import Federation
 
 from hefl.errors import KeyFileError, SecretAtServerError
-from hefl.keys import authority, party, strays
+from hefl.keys import authority, folders, strays
 from hefl.keys.passphrase import Passphrase
 
 ALICE = "clients/alice"
@@ -105,7 +105,7 @@ def test_a_secret_in_a_servers_folder_is_found_by_what_it_is(fed: Path, sealed: 
     lay, name, kind = STRAYS[what]
     lay(fed, sealed)
     with pytest.raises(SecretAtServerError) as caught:
-        party.read_server_folder(fed / "server", uploads=fed / "server/state/uploads")
+        folders.read_server_folder(fed / "server", uploads=fed / "server/state/uploads")
     assert f"{name} is a secret file, and a server may not hold one" in caught.value.message
     assert kind in caught.value.message
     assert "move it off this machine" in (caught.value.hint or "")
@@ -115,7 +115,7 @@ def test_all_are_told_of_and_the_worst_first(fed: Path) -> None:
     shutil.copytree(fed / ALICE, fed / "server/alice")
     shutil.copytree(fed / "authority", fed / "server/authority")
     with pytest.raises(SecretAtServerError) as caught:
-        party.read_server_folder(fed / "server")
+        folders.read_server_folder(fed / "server")
     assert "server/alice/secret.hefl is a secret file" in caught.value.message
     assert "it is not the only one: 4 are here" in caught.value.message
     assert f"hefl inspect {fed}/server" in (caught.value.hint or "")
@@ -135,18 +135,18 @@ def test_what_a_server_has_is_no_stray(fed: Path, sealed: Path) -> None:
     os.mkfifo(server / "pipe")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.path.relpath(server / "socket"))
-        assert party.read_server_folder(server).clients == ("alice", "bob")
+        assert folders.read_server_folder(server).clients == ("alice", "bob")
     own = Passphrase(lambda _: "words")
     shutil.copytree(sealed / "server", fed / "other")
     shutil.copy(fed / "other/server.key", fed / "other/key.bak")
-    assert party.read_server_folder(fed / "other", own).clients == ("alice",)
+    assert folders.read_server_folder(fed / "other", own).clients == ("alice",)
 
 
 def test_a_file_that_cannot_be_looked_at_is_named_and_not_passed_over(fed: Path) -> None:
     """A process's own memory can be opened by its user, and its first bytes cannot be read: not even by root."""
     (fed / "server/notes").symlink_to("/proc/self/mem")
     with pytest.raises(KeyFileError, match=r"server/notes cannot be read, .*: input/output error") as caught:
-        party.read_server_folder(fed / "server")
+        folders.read_server_folder(fed / "server")
     assert not isinstance(caught.value, SecretAtServerError)
     assert "move it away" in (caught.value.hint or "")
 
@@ -155,16 +155,16 @@ def test_a_file_that_cannot_be_looked_at_is_named_and_not_passed_over(fed: Path)
 def test_a_folder_that_may_not_be_entered_is_named(fed: Path) -> None:
     (fed / "server/closed").mkdir(mode=0)
     with pytest.raises(KeyFileError, match=r"server/closed cannot be read, .*: permission denied"):
-        party.read_server_folder(fed / "server")
+        folders.read_server_folder(fed / "server")
     (fed / "server/closed").chmod(0o700)
 
 
 def test_more_files_than_can_be_looked_at_are_refused(fed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strays, "MAX_FILES", 5)
-    assert party.read_server_folder(fed / "server").clients == ("alice", "bob")
+    assert folders.read_server_folder(fed / "server").clients == ("alice", "bob")
     (fed / "server/one-more").touch()
     with pytest.raises(KeyFileError, match="holds more than 5 files") as caught:
-        party.read_server_folder(fed / "server")
+        folders.read_server_folder(fed / "server")
     assert "--state" in (caught.value.hint or "")
 
 
@@ -173,7 +173,7 @@ def test_of_a_large_file_only_the_beginning_is_read(fed: Path) -> None:
     (fed / "server/state").mkdir()
     with (fed / "server/state/large").open("wb") as file:
         file.truncate(1 << 40)
-    assert party.read_server_folder(fed / "server").clients == ("alice", "bob")
+    assert folders.read_server_folder(fed / "server").clients == ("alice", "bob")
 
 
 def test_the_command_refuses_before_it_asks_for_a_passphrase_and_leaves_nothing(made: Path, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 from helpers import Array
 
 from hefl.ckks.context import PublicContext, SecretContext
+from hefl.demo.forgeries import SUM_LIES, LyingSummation, Memory
 from hefl.engines import packed
 from hefl.engines.packed import PackedEngine
 from hefl.errors import ProtocolError
 from hefl.protocol.records import Announcement, Participant, Record
 from hefl.protocol.updates import read_aggregate, write_update
-from hefl.tampering import SUM_LIES, LyingSummation, Memory
 
 NAMES = ("alice", "bob", "carol")
 VALUES = 50_000

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from federation import Command, Federation
 
 from hefl.ckks.context import Identity
-from hefl.keys import authority, credentials, party, tls
+from hefl.keys import authority, credentials, folders, tls
 from hefl.keys.authority import Change
 from hefl.keys.credentials import Credentials
 from hefl.keys.tls import CertificateAuthority, Holder
@@ -46,7 +46,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 
 
 def root_of(keys: Federation) -> CertificateAuthority:
-    return party.read_authority_folder(keys.folder / "authority").root
+    return folders.read_authority_folder(keys.folder / "authority").root
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def test_an_authority_whose_root_has_expired_adds_nobody_and_renews(keys: Federa
         refused(mixed.run("keygen", mixed.folder, "--client", "carol"), "ca.crt has expired", "--renew")
         renewed = mixed.run("keygen", mixed.folder, "--client", "carol", "--renew")
         assert renewed.wait() == 0, renewed.error
-    party.read_client_folder(mixed.folder / "clients/carol")
+    folders.read_client_folder(mixed.folder / "clients/carol")
 
 
 # --- a server's, at a client ------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from hefl.errors import (
     UnreachableError,
 )
 from hefl.files import replacing, storing
-from hefl.keys.party import ClientFolder
+from hefl.keys.folders import ClientFolder
 from hefl.params import CONNECT_TIMEOUT_S, MIN_CLIENTS
 from hefl.protocol import messages
 from hefl.protocol.frames import read_digest

@@ -7,7 +7,7 @@ import msgspec
 from hefl.client.http import Connection
 from hefl.client.state import ClientState
 from hefl.errors import StateError, TamperError
-from hefl.keys.party import ClientFolder
+from hefl.keys.folders import ClientFolder
 from hefl.protocol.compact_records import decode_records
 from hefl.protocol.history import Chain
 from hefl.protocol.messages import View

@@ -21,7 +21,7 @@ from hefl.client.tries import Tries
 from hefl.errors import CertificateError, HeflError, MalformedError, ProtocolError, UnreachableError, reason_of
 from hefl.files import replacing, storing
 from hefl.keys.credentials import server_fault
-from hefl.keys.party import ClientFolder
+from hefl.keys.folders import ClientFolder
 from hefl.params import POLL_S
 from hefl.protocol import messages
 from hefl.sockets import keep_alive

@@ -17,7 +17,7 @@ from hefl.client.state import ClientState
 from hefl.client.threads import work_in_thread
 from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, MalformedError, ProtocolError, StaleError, StateError, UploadError
-from hefl.keys.party import ClientFolder
+from hefl.keys.folders import ClientFolder
 from hefl.params import MAX_USELESS_SUMS
 from hefl.protocol.frames import is_whole
 from hefl.protocol.records import Record

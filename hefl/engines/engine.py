@@ -1,7 +1,7 @@
 """What an encryption engine does, and which engines there are.
 
 An engine turns a flat vector into encrypted blocks, sums weighted blocks without a key, and decrypts a sum.
-Blocks travel in the frame of ``wire``; an engine never sees a file or a socket.
+Blocks travel in the frames of ``protocol.frames``; an engine never sees a file or a socket.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What client and server say to each other over HTTPS, beside the frames of ``wire``.
+"""What client and server say to each other over HTTPS, beside ``frames``.
 
     POST /v1/join                               Join -> Welcome
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S
@@ -7,7 +7,7 @@
     POST /v1/rounds/ROUND/ATTEMPT/enough        instead of an update: the client will not train any more
     POST /v1/rounds/ROUND/useless               -> Noted: the round's sum made no model for this member of it
     GET  /v1/rounds/ROUND/aggregate             -> an aggregate's frame
-    GET  /v1/records?after=ROUND                -> records as of ``compact``, oldest first; without ROUND from round 0
+    GET  /v1/records?after=ROUND                -> compact records, oldest first; without ROUND from round 0
     POST /v1/metrics                            MetricsReport, from a client that chooses to tell
     POST /v1/fetched                            Confirmation: the client has the last record
     POST /v1/leave                              the client goes
@@ -109,7 +109,7 @@ class View(Value, frozen=True, kw_only=True):
         announcement: Of the open attempt.
         committed: This client's update is in.
         model, closing: The last records that carry a model, and the closing metrics.
-        confirmations: Of those who have the last record, by name; see history.confirmation.
+        confirmations: Of those who have the last record, by name; see records.confirmation.
         settled: Nobody who is here will confirm any more.
     """
 

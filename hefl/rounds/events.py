@@ -1,4 +1,4 @@
-"""What can happen to a run: the events of the table in ``rounds``, which a journal keeps."""
+"""What can happen to a run: the events of the table in ``run``, which a journal keeps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The state of a run, as one table, without I/O.
 
 A ``Run`` is a value; ``advance(run, event)`` gives the next one, or refuses an event that has no place in the phase.
-What a server should do next, ``decisions`` says. Clocks, sockets and files are the caller's.
+What a server should do next, ``schedule`` says. Clocks, sockets and files are the caller's.
 """
 
 from __future__ import annotations

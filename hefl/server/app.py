@@ -23,7 +23,7 @@ from hefl.errors import (
     UsageError,
 )
 from hefl.files import storing
-from hefl.keys.party import ServerFolder
+from hefl.keys.folders import ServerFolder
 from hefl.params import MIN_CLIENTS, POLL_S
 from hefl.protocol import messages
 from hefl.protocol.compact_records import encode_records

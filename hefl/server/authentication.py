@@ -9,7 +9,7 @@ from aiohttp import web
 from hefl.errors import UnknownClientError
 from hefl.keys import tls
 from hefl.keys.credentials import expiry_notice
-from hefl.keys.party import ServerFolder
+from hefl.keys.folders import ServerFolder
 from hefl.protocol import messages
 from hefl.server.client_list import Roll
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from hefl.errors import KeysError, MismatchError
+from hefl.keys.folders import ServerFolder
 from hefl.keys.keyfile import ClientNames, read_clients
-from hefl.keys.party import ServerFolder
 
 log = logging.getLogger("hefl")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from hefl.examples.data import Split
+from hefl.datasets.data import Split
 from hefl.models.torch import TorchTrainer, Train
 
 

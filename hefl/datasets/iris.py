@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from hefl.examples.classifier import classifier
-from hefl.examples.data import Split
+from hefl.datasets.classifier import classifier
+from hefl.datasets.data import Split
 from hefl.models.torch import TorchTrainer
 
 EPOCHS = 10

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.context import SecretContext, generate_secret
-from hefl.demo import client_names
+from hefl.demo.processes import Children, Event, run_federation
+from hefl.demo.training import client_names
 from hefl.encoding.codec import Codec, Scales, Sum
 from hefl.engines.engine import Attempt, Blocks, Engine, Member, Seal, Write
 from hefl.engines.load import load_engine
@@ -32,7 +33,6 @@ from hefl.errors import HeflError
 from hefl.keys import authority
 from hefl.models.layout import Arrays, Layout, describe
 from hefl.params import SLOTS_RING, SLOTS_SCALE_BITS
-from hefl.processes import Children, Event, run_federation
 from hefl.timings import Timings
 
 REPEATS = 5
@@ -337,7 +337,7 @@ class _RoundRun:
         self._rounds = REPEATS + 1  # the first one compiles and warms up
         names = client_names(len(weights))
         authority.create(folder / "keys", names, ("127.0.0.1",))
-        lines = ["from hefl.bench import IdleTrainer", ""]
+        lines = ["from hefl.demo.benchmark import IdleTrainer", ""]
         lines += [f"def client_{i}(): return IdleTrainer({values}, {weight})" for i, weight in enumerate(weights)]
         (folder / "bench_trainers.py").write_text("\n".join(lines) + "\n")
         common = ["--engine", engine, *(["--insecure-plaintext"] if engine == "plaintext" else [])]

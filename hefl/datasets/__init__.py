@@ -36,15 +36,15 @@ def load_example(
     Raises:
         UsageError: There is no such example, part or partition, or some part has too few examples.
     """
-    from hefl.examples.data import load_parts
-    from hefl.examples.partition import Partition
+    from hefl.datasets.data import load_parts
+    from hefl.datasets.partition import Partition
 
     name, index, count = parse_spec(spec)
     if ":" not in spec:
         log.warning("--data %s names no part: this client trains on all of the training rows", spec)
     names = {index: client} if client else None
     split = load_parts(name, count, Partition.parse(partition), data_seed=data_seed, names=names)[index - 1]
-    module = importlib.import_module(f"hefl.examples.{_MODULES[name]}")
+    module = importlib.import_module(f"hefl.datasets.{_MODULES[name]}")
     made: TorchTrainer = getattr(module, name)(split, seed=seed)
     return made
 

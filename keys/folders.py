@@ -13,7 +13,7 @@ from hefl.errors import KeyFileError
 from hefl.files import is_given
 from hefl.keys import keyfile
 from hefl.keys.credentials import Credentials, check_validity, read_credentials, read_key, read_root
-from hefl.keys.fields import check_same, read
+from hefl.keys.file_format import check_same, read
 from hefl.keys.keyfile import ClientNames
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.strays import check_no_secret

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hefl.ckks.plan import reduce_weights
+from hefl.datasets import load_example
+from hefl.datasets.data import load_parts
+from hefl.datasets.partition import Partition
+from hefl.demo.processes import ChildFailedError, Children, Event, run_federation
 from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, TamperError, UploadError, UsageError
-from hefl.examples import load_example
-from hefl.examples.data import load_parts
-from hefl.examples.partition import Partition
 from hefl.keys import authority
 from hefl.models.trainer import GuardedTrainer
-from hefl.processes import ChildFailedError, Children, Event, run_federation
 
 log = logging.getLogger("hefl")
 
@@ -178,7 +178,7 @@ def run_tampered(folder: Path, task: Task, lie: str) -> NoReturn:
             hint=f"--clients {FORK_CLIENTS}",
         )
     try:
-        _run_with_liar(folder, task, [], {"server": ("hefl.adversary", lie)})
+        _run_with_liar(folder, task, [], {"server": ("hefl.demo.lying_server", lie)})
     except ChildFailedError as error:
         if (found := _failed_check(error)) is None:
             raise
@@ -208,12 +208,12 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
             f"--tamper {lie} takes {LIAR_CLIENTS} clients, for of two clients each knows the other's update anyway",
             hint=f"--clients {LIAR_CLIENTS}",
         )
-    from hefl.lying_client import OUTCOMES
+    from hefl.demo.lying_client import OUTCOMES
 
     liar, patience = task.names[-1], ["--join-wait", "20", "--round-timeout", "20"]
     serve = ["--min-clients", str(task.clients - 1), *patience]
     try:
-        _run_with_liar(folder, task, serve, {liar: ("hefl.lying_client", lie)})
+        _run_with_liar(folder, task, serve, {liar: ("hefl.demo.lying_client", lie)})
     except ChildFailedError as error:
         plain = [line for line in error.lines if not line.startswith("hefl: hint: ")]
         said, check = _failed_check(error) or (plain[-1].removeprefix("hefl: "), UploadError.check)

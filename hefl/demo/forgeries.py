@@ -1,6 +1,6 @@
 """Lies about a sum: what a server could publish in the place of the one that was announced.
 
-For ``adversary``, which shows that clients catch each of them.
+For ``lying_server``, which shows that clients catch each of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A client that lies: for ``hefl demo --tamper`` and the tests, which show what comes of each lie.
 
 It is the real one with valid keys, but for what it says. Nothing that serves a federation imports this module; it is
-run as ``python -m hefl.lying_client LIE client ...``.
+run as ``python -m hefl.demo.lying_client LIE client ...``.
 """
 
 from __future__ import annotations

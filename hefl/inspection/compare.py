@@ -1,4 +1,4 @@
-"""Findings of ``inspection``: what a file says of its place among others, and what does not fit."""
+"""What a file says of its place among others, and what does not fit."""
 
 from __future__ import annotations
 

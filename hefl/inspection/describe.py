@@ -15,8 +15,8 @@ from cryptography import x509
 from hefl.ckks.context import open_public, open_secret
 from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
-from hefl.findings import WHOLE_FOLDER, Finding, Ties, compared
-from hefl.keys import credentials, fields, keyfile, party
+from hefl.inspection.compare import WHOLE_FOLDER, Finding, Ties, compared
+from hefl.keys import credentials, file_format, folders, keyfile
 from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
 from hefl.models.file import SUFFIXES, read_arrays
@@ -36,8 +36,8 @@ def inspect(paths: Sequence[Path]) -> list[Finding]:
     found = {file: _describe(file) for path in paths for file in _files(path)}
     if not found:
         raise UsageError(f"there is no file in {', '.join(map(str, paths))}")
-    folders = sorted({file.parent for file in found} & {folder for path in paths for folder in _folders(path)})
-    return compared([*found.values(), *(finding for folder in folders for finding in _whole(folder))])
+    places = sorted({file.parent for file in found} & {folder for path in paths for folder in _folders(path)})
+    return compared([*found.values(), *(finding for folder in places for finding in _whole(folder))])
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -64,12 +64,12 @@ def _folders(path: Path) -> Iterator[Path]:
 def _whole(folder: Path) -> Iterator[Finding]:
     """What a party's folder lacks, or may not hold, or who may enter it that may not."""
     present = {path.name for path in folder.iterdir()}
-    kind, names = max(party.FOLDERS.items(), key=lambda item: len(present.intersection(item[1])))
+    kind, names = max(folders.FOLDERS.items(), key=lambda item: len(present.intersection(item[1])))
     if len(present.intersection(names)) < 2:
         return
     problems: list[HeflError] = [
         KeyFileError(f"{folder / name} is missing", hint=WHOLE_FOLDER)
-        for name in party.FOLDERS[kind]
+        for name in folders.FOLDERS[kind]
         if name not in present
     ]
     try:
@@ -78,7 +78,7 @@ def _whole(folder: Path) -> Iterator[Finding]:
                 SecretAtServerError(f"{stray.path} is a secret file in a server's folder: {stray.what}", hint=AWAY)
                 for stray in strays_in(folder)
             )
-        party.check_private(folder)
+        folders.check_private(folder)
     except HeflError as error:
         problems.append(error)
     if problems:
@@ -105,14 +105,14 @@ def _describe(path: Path) -> Finding:
         except HeflError as error:
             return Finding(path=path, what=f"{kind.what}, which cannot be used", problems=(error,))
     what = "an empty file" if not start else "no file that hefl inspects"
-    known = {name for names in party.FOLDERS.values() for name in names}
+    known = {name for names in folders.FOLDERS.values() for name in names}
     if path.name not in known:
         return Finding(path=path, what=what)
-    return Finding(path=path, what=what, problems=(KeyFileError(f"{path} is {what}", hint=fields.AGAIN),))
+    return Finding(path=path, what=what, problems=(KeyFileError(f"{path} is {what}", hint=file_format.AGAIN),))
 
 
 def _key_file(path: Path) -> Finding:
-    file = fields.read(path)
+    file = file_format.read(path)
     kind, shown = file.kind, file.fields
     fingerprints = "-".join(shown[name] for name in ("ckks-fingerprint", "group-fingerprint") if name in shown)
     ties = Ties(

@@ -13,10 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from hefl.ckks.context import seal_version
-from hefl.demo import Shares, Task, Training
+from hefl.demo.processes import Event
+from hefl.demo.training import Shares, Task, Training
 from hefl.encoding.codec import Metrics
 from hefl.files import replacing
-from hefl.processes import Event
 from hefl.timings import PHASES
 
 Report = dict[str, Any]

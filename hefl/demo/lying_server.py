@@ -1,7 +1,7 @@
 """A server that lies: for ``hefl demo --tamper`` and the tests, which show that clients catch it.
 
 It is the real one, but for what it publishes or shows. Nothing that serves a federation imports this module; it is run
-as ``python -m hefl.adversary LIE serve ...``.
+as ``python -m hefl.demo.lying_server LIE serve ...``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from hefl.cli.main import main as command_line
+from hefl.demo.forgeries import LyingSummation, Memory
 from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
 from hefl.protocol.messages import View
@@ -25,7 +26,6 @@ from hefl.server import app
 from hefl.server.app import CLIENT, Server
 from hefl.server.coordinator import Coordinator
 from hefl.server.store import Tally
-from hefl.tampering import LyingSummation, Memory
 
 
 class LyingTally(Tally):

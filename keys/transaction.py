@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hefl.errors import StateError
 from hefl.files import replacing, storing, sync_folder, sync_tree, write_private
-from hefl.keys.party import FOLDERS
+from hefl.keys.folders import FOLDERS
 
 _REMOVED = "removed.json"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from hefl.examples.classifier import classifier, gradient_descent, initialised
-from hefl.examples.data import Split
+from hefl.datasets.classifier import classifier, gradient_descent, initialised
+from hefl.datasets.data import Split
 from hefl.models.torch import TorchTrainer
 
 HIDDEN = 32

@@ -15,7 +15,7 @@ import numpy as np
 import sklearn.datasets
 from numpy.typing import NDArray
 
-from hefl.examples.partition import I64, Partition
+from hefl.datasets.partition import I64, Partition
 
 Ranges = tuple[tuple[float, float], ...]
 

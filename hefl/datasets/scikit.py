@@ -1,6 +1,6 @@
 """scikit-learn's logistic regression on breast_cancer: alice's half and bob's, for ``--trainer``.
 
-    hefl client DIR/clients/alice --trainer hefl.examples.scikit:alice
+    hefl client DIR/clients/alice --trainer hefl.datasets.scikit:alice
 
 A trainer of your own is a function like these, in a module of your own.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from sklearn.linear_model import LogisticRegression
 
-from hefl.examples.data import load_parts
-from hefl.examples.partition import Partition
+from hefl.datasets.data import load_parts
+from hefl.datasets.partition import Partition
 from hefl.models.sklearn import SklearnTrainer
 
 ITERATIONS = 5

@@ -1,0 +1,1 @@
+"""Whole federations on this machine: the demo, the benchmark, and parties that lie."""
