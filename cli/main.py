@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import click
 
-import hefl
 from hefl.cli import interrupts, logs, terminal
 from hefl.cli.interrupts import INTERRUPTED
 from hefl.cli.usage import explain, nearest
 from hefl.errors import HeflError, ProtocolError, TrainerError, UsageError, reason_of
+from hefl.version import __version__
 
 log = logging.getLogger("hefl")
 
@@ -79,7 +79,7 @@ Completion of commands and flags, for this shell or in its startup file:
   zsh   eval "$(_HEFL_COMPLETE=zsh_source hefl)"
   fish  _HEFL_COMPLETE=fish_source hefl | source""",
 )
-@click.version_option(hefl.__version__, message="hefl %(version)s")
+@click.version_option(__version__, message="hefl %(version)s")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

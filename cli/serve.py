@@ -161,13 +161,13 @@ def serve(
     from hefl.engines.load import load_engine
     from hefl.files import locked, state_folder
     from hefl.keys.folders import read_server_folder
+    from hefl.rounds.kept_settings import KeptSettings, terms_of
     from hefl.rounds.run import Phase
     from hefl.rounds.schedule import RunSettings, at_start
     from hefl.server.app import Server
     from hefl.server.events import ended, say_who_lacks
     from hefl.server.heap import share_one_arena
     from hefl.server.journal import FILE, Journal, is_journal, read_settings
-    from hefl.server.kept_settings import KeptSettings, terms_of
     from hefl.server.limits import Limits
     from hefl.server.page.site import Page
     from hefl.server.page.watch import KEPT_ROUNDS

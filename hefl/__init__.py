@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import importlib
 
+from hefl.version import __version__
+
 TYPE_CHECKING = False  # typing's own takes longer to load than all that a command needs to heed Ctrl-C
 if TYPE_CHECKING:
     from typing import Any
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from hefl.models.trainer import Trainer
     from hefl.simulation import Simulation, simulate
 
-__version__ = "0.1.0"
-
 __all__ = [
     "HeflError",
     "PublicContext",
@@ -39,6 +39,7 @@ __all__ = [
     "SklearnTrainer",
     "TorchTrainer",
     "Trainer",
+    "__version__",
     "aggregate",
     "announce",
     "decrypt",

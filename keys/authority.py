@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from hefl.ckks.context import Identity, SecretContext, generate_secret
+from hefl.ckks.context import SecretContext, generate_secret
 from hefl.errors import ExistsError, UsageError
 from hefl.files import locked, storing, sync_folder, sync_tree
+from hefl.identity import Identity
 from hefl.keys import keyfile
 from hefl.keys.file_format import read
 from hefl.keys.folders import AuthorityFolder, check_folder, read_authority_folder

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from hefl.ckks.context import Identity
 from hefl.errors import CertificateError, KeysError, MismatchError, StateError
 from hefl.files import read_private
+from hefl.identity import Identity
 from hefl.keys.file_format import AGAIN, check_same, parse
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import is_sealed, unseal

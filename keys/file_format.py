@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from hefl.ckks.context import Identity
 from hefl.errors import KeyFileError, MismatchError, SecretAtServerError
 from hefl.files import read_private
+from hefl.identity import Identity
 from hefl.keys.passphrase import Scrypted
 from hefl.params import NAME_PATTERN
 

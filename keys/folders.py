@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from hefl.ckks.context import Identity, PublicContext, SecretContext, open_public
+from hefl.ckks.context import PublicContext, SecretContext, open_public
 from hefl.errors import KeyFileError
 from hefl.files import is_given
+from hefl.identity import Identity
 from hefl.keys import keyfile
 from hefl.keys.credentials import Credentials, check_validity, read_credentials, read_key, read_root
 from hefl.keys.file_format import check_same, read

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext, seal_version, tenseal_version
+from hefl.ckks.context import Fingerprints, PublicContext, SecretContext, seal_version, tenseal_version
 from hefl.errors import KeyFileError
 from hefl.files import write_private
+from hefl.identity import Identity
 from hefl.keys.file_format import AGAIN, NONE, KeyFile, check_same, compose, from_base64, parse, read, to_base64
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import seal, unseal

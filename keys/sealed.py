@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from hefl.ckks.context import Identity
 from hefl.errors import KeyFileError
+from hefl.identity import Identity
 from hefl.keys.file_format import AGAIN, FIELDS, VERSION_LINE, KeyFile, checksummed, from_base64, lines, to_base64
 from hefl.keys.passphrase import Passphrase, Scrypted
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from hefl.ckks.context import Identity
 from hefl.errors import KeyFileError, KeysError, SecretAtServerError, reason_of
+from hefl.identity import Identity
 from hefl.keys.credentials import MAX_BYTES, read_certificate
 from hefl.keys.names import RESERVED
 from hefl.keys.tls import UNREADABLE, Holder, holder_of

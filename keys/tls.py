@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hefl.ckks.context import Identity
 from hefl.errors import CertificateError
 from hefl.files import write_private
+from hefl.identity import Identity
 from hefl.keys.file_format import AGAIN
 from hefl.keys.passphrase import Passphrase
 from hefl.keys.sealed import seal

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import settings
 
 import hefl
-from hefl.ckks.context import Identity, PublicContext, SecretContext
+from hefl.ckks.context import PublicContext, SecretContext
 from hefl.ckks.selftest import check_kernels
+from hefl.identity import Identity
 from hefl.params import RINGS
 
 # No deadline: a shared core may pause any example.

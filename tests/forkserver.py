@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 LENGTH = struct.Struct(">I")
 READ_AT_START = ("HOME", "LD_", "NUMBA_", "PYTHON", "TMPDIR", "XDG_")
 """Prefixes of variables that count when modules are imported."""
-SCRIPTS = ("hefl.demo.lying_server", "hefl.demo.lying_client")
+SCRIPTS = ("hefl.cli.lying_server", "hefl.cli.lying_client")
 """Modules that are run and not imported."""
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
+from hefl.ckks.context import Fingerprints, PublicContext, SecretContext
 from hefl.encoding.codec import Sum
 from hefl.engines.engine import Attempt, Blocks, Member, Seal
 from hefl.engines.packed import PackedEngine
+from hefl.identity import Identity
 from hefl.params import RINGS
 
 I64 = NDArray[np.int64]

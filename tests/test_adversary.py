@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def serve(keys: Federation, lie: str, state: Path, *flags: str) -> Command:
     """``hefl serve`` with a server that lies."""
     where = (keys.folder / "server", "--port", "0", "--state", state, "--json")
-    server = keys.run(lie, "serve", *where, *flags, module="hefl.demo.lying_server")
+    server = keys.run(lie, "serve", *where, *flags, module="hefl.cli.lying_server")
     server.until("listening")
     keys.url = server.events[0]["url"]
     return server

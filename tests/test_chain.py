@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from helpers import announcement, record
 
-from hefl.ckks.context import Identity
 from hefl.errors import TamperError
+from hefl.identity import Identity
 from hefl.protocol.history import Chain
 from hefl.protocol.records import Announcement, MemberEntry, Record, genesis
 

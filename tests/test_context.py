@@ -9,16 +9,9 @@ import tenseal as ts
 from helpers import hkdf
 
 import hefl
-from hefl.ckks.context import (
-    Identity,
-    PublicContext,
-    SecretContext,
-    open_public,
-    open_secret,
-    seal_version,
-    tenseal_version,
-)
+from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret, seal_version, tenseal_version
 from hefl.errors import KeyFileError, KeysError, SealVersionError, SecretAtServerError
+from hefl.identity import Identity
 from hefl.params import RINGS, SLOTS_RING
 
 FLAGS = {"save_public_key": False, "save_galois_keys": False, "save_relin_keys": False}

@@ -22,10 +22,11 @@ from helpers import JOIN, announcement, record, summed, update
 from hypothesis import strategies as st
 from mutation import damaged, damaged_frame, damaged_json, memory_within, try_many
 
-from hefl.ckks.context import Identity, PublicContext, SecretContext
+from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engines.engine import Terms
 from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, KeysError, MalformedError, MismatchError, ProtocolError
+from hefl.identity import Identity
 from hefl.keys import credentials, keyfile, tls
 from hefl.protocol import frames, messages
 from hefl.protocol.records import Announcement, Record, Value, canonical

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from helpers import HEAD, RUN, announcement, canonical_json, record
 
-from hefl.ckks.context import Identity
+from hefl.identity import Identity
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES
 from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, canonical, genesis
 

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from helpers import JOIN, record
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Terms
 from hefl.errors import (
     ConflictError,
@@ -23,6 +22,7 @@ from hefl.errors import (
     StaleError,
     StateError,
 )
+from hefl.identity import Identity
 from hefl.protocol.records import genesis
 from hefl.rounds.events import (
     Abandoned,
@@ -43,12 +43,12 @@ from hefl.rounds.events import (
     Stopped,
     Useless,
 )
+from hefl.rounds.kept_settings import KeptSettings
 from hefl.rounds.run import Phase, Run, advance
 from hefl.rounds.schedule import Announce as ToAnnounce
 from hefl.rounds.schedule import Clock, announcement_of, decide
 from hefl.server import journal as module
 from hefl.server.journal import FILE, Journal, read_moment, read_settings
-from hefl.server.kept_settings import KeptSettings
 
 IDENTITY, TERMS = Identity("ab" * 16, 1), Terms("packed", 24)
 NAMES = ("alice", "bob")

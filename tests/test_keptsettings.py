@@ -10,8 +10,8 @@ import pytest
 from federation import Federation
 
 from hefl.engines.engine import Terms, Weighting
+from hefl.rounds.kept_settings import KeptSettings, changes, terms_of
 from hefl.server.journal import FILE
-from hefl.server.kept_settings import KeptSettings, changes, terms_of
 
 
 @pytest.fixture(scope="module")

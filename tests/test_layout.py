@@ -1,22 +1,18 @@
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from helpers import Array, hkdf
-from hypothesis import given, settings
+from helpers import Array
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hefl.ckks.context import SecretContext
-from hefl.errors import LayoutError, MalformedError
-from hefl.models.layout import Kind, Layout, Tensor, describe, unseal
+from hefl.errors import LayoutError
+from hefl.models.layout import Kind, Layout, Tensor, describe
 from hefl.params import MAX_METRICS
 
 FLOATS = ("float16", "float32", "float64")
@@ -235,47 +231,3 @@ def test_metrics_that_differ_are_named_and_equal_layouts_have_no_difference() ->
     here, there = Layout(tuple(NAMED), ("loss", "accuracy")), Layout(tuple(NAMED), ("loss", "f1"))
     assert here.difference(there) == "the metrics are loss, accuracy here and loss, f1 there"
     assert here.difference(Layout(tuple(NAMED), ("loss", "accuracy"))) is None
-
-
-# --- sealed and committed ---------------------------------------------------------------------------------------------
-
-LAYOUT = Layout(tuple(NAMED), ("loss",))
-
-
-def test_a_sealed_layout_opens_under_its_own_key_and_shows_nothing(secret: SecretContext) -> None:
-    sealed = LAYOUT.seal(secret)
-    assert unseal(sealed, secret) == LAYOUT
-    assert b"float32" not in sealed
-    assert sealed != LAYOUT.seal(secret)
-
-
-def test_a_layout_sealed_under_another_key_is_refused(secret: SecretContext, other_secret: SecretContext) -> None:
-    with pytest.raises(MalformedError, match="no client of this federation"):
-        unseal(LAYOUT.seal(other_secret), secret)
-
-
-def test_a_sealed_layout_cut_or_flipped_anywhere_is_refused(secret: SecretContext) -> None:
-    sealed = LAYOUT.seal(secret)
-    for at in range(len(sealed)):
-        flipped = bytearray(sealed)
-        flipped[at] ^= 1
-        for bad in (sealed[:at], bytes(flipped)):
-            with pytest.raises(MalformedError):
-                unseal(bad, secret)
-
-
-def test_a_commitment_is_an_hmac_of_the_layout_under_a_key_of_its_own(
-    secret: SecretContext, other_secret: SecretContext
-) -> None:
-    text = json.dumps(msgspec.to_builtins(LAYOUT), separators=(",", ":")).encode()
-    key = hkdf(secret.group_key, b"hefl/v1/layout")
-    assert LAYOUT.commitment(secret) == hmac.new(key, text, hashlib.sha256).hexdigest()
-    assert LAYOUT.commitment(secret) != LAYOUT.commitment(other_secret)
-
-
-@settings(max_examples=20)
-@given(st.sampled_from(CHANGES), st.integers(0, 3))
-def test_two_layouts_that_differ_have_different_commitments(change: dict[str, Any], at: int) -> None:
-    secret = SecretContext(identity=None, ckks=b"", rings=(), group_key=bytes(32))  # type: ignore[arg-type]
-    there = [msgspec.structs.replace(t, **change) if i == at else t for i, t in enumerate(NAMED)]
-    assert LAYOUT.commitment(secret) != Layout(tuple(there), ("loss",)).commitment(secret)

@@ -21,9 +21,10 @@ import pytest
 from cryptography import x509
 from federation import Command
 
-from hefl.ckks.context import Identity, PublicContext, SecretContext
+from hefl.ckks.context import PublicContext, SecretContext
 from hefl.errors import ExistsError, HeflError, KeyFileError, StateError, UsageError
 from hefl.files import locked
+from hefl.identity import Identity
 from hefl.keys import authority, folders, tls
 from hefl.keys.authority import Change
 from hefl.keys.keyfile import ClientNames

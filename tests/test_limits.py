@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from hefl.allowance import Allowance
 from hefl.errors import StaleError, TooManyError
 from hefl.params import LINES_AT_ONCE, TURNS_AT_ONCE
 from hefl.server.events import Refusals
-from hefl.server.limits import Turns
+from hefl.server.limits import Allowance, Turns
 
 
 def test_each_party_has_its_own_allowance_which_comes_back_with_time(monkeypatch: pytest.MonkeyPatch) -> None:

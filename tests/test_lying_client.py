@@ -43,7 +43,7 @@ class Lying:
         self.honest = {name: self.client(keys, name) for name in HONEST}
         folder_of = keys.folder / "clients/mallory"
         arguments = (lie, "client", folder_of, "--trainer", "trainers:Drift", "--state", folder / "mallory")
-        self.liar = keys.run(*arguments, "--json", "--server", keys.url, module="hefl.demo.lying_client")
+        self.liar = keys.run(*arguments, "--json", "--server", keys.url, module="hefl.cli.lying_client")
 
     def client(self, keys: Federation, name: str, *flags: str) -> Command:
         env = {"EXAMPLES": EXAMPLES[name], "STEP": str(STEPS[name])}
@@ -170,7 +170,7 @@ def test_a_false_tag_tells_its_sender_no_more_where_clients_skip_than_a_useless_
         run.server = keys.serve(tmp_path / "server", "--rounds", "6", "--min-clients", "3")
         run.honest = {n: keys.client(n, tmp_path / n, "--on-tamper", "skip", EXAMPLES=EXAMPLES[n]) for n in HONEST}
         where = ("client", keys.folder / "clients/mallory", "--trainer", "trainers:Drift", "--state", tmp_path / "m")
-        keys.run("false-tag", *where, "--on-tamper", "skip", "--server", keys.url, module="hefl.demo.lying_client")
+        keys.run("false-tag", *where, "--on-tamper", "skip", "--server", keys.url, module="hefl.cli.lying_client")
         assert run.codes() == [4, 4], run.honest["alice"].error
         assert run.server.wait() == 1
         sums = sums_of(run.records())
@@ -207,7 +207,7 @@ def test_who_comes_late_does_not_believe_a_range_that_those_with_a_model_refuse(
         server = keys.serve(tmp_path / "server", *flags)
         clients = [keys.client(n, tmp_path / n, "--save", tmp_path / f"{n}.npz") for n in HONEST]
         where = ("client", keys.folder / "clients/mallory", "--trainer", "trainers:Drift", "--state", tmp_path / "m")
-        keys.run("newcomer", *where, "--server", keys.url, module="hefl.demo.lying_client", env={"EXAMPLES": "20"})
+        keys.run("newcomer", *where, "--server", keys.url, module="hefl.cli.lying_client", env={"EXAMPLES": "20"})
         assert [client.wait() for client in clients] == [0, 0], clients[0].error
         assert "round 2 changes nothing" in clients[0].error
         late = keys.client("carol", tmp_path / "carol", "--save", tmp_path / "carol.npz")

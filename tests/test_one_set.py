@@ -238,7 +238,7 @@ def test_a_person_may_lift_it_once_with_the_code_of_what_was_refused(tmp_path: P
 
 
 def test_a_client_remembers_it_in_its_next_run(tmp_path: Path) -> None:
-    from hefl.ckks.context import Identity
+    from hefl.identity import Identity
     from hefl.protocol.history import Chain
 
     state = ClientState(tmp_path)

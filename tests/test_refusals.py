@@ -26,9 +26,9 @@ from cryptography.hazmat.primitives import serialization
 from federation import Command, Federation
 from helpers import rewritten
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Seal
 from hefl.engines.tenseal import SlotsEngine
+from hefl.identity import Identity
 from hefl.keys import folders, keyfile, tls
 from hefl.protocol import frames, messages
 from hefl.protocol.updates import write_update

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from federation import Command, Federation
 
-from hefl.ckks.context import Identity
+from hefl.identity import Identity
 from hefl.keys import authority, credentials, folders, tls
 from hefl.keys.authority import Change
 from hefl.keys.credentials import Credentials

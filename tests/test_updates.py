@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hefl
-from hefl.ckks.context import Identity, PublicContext, SecretContext
+from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engines.engine import Engine, Member, Seal
 from hefl.engines.load import load_engine
 from hefl.errors import (
@@ -31,6 +31,7 @@ from hefl.errors import (
     TamperError,
     UploadError,
 )
+from hefl.identity import Identity
 from hefl.params import ENGINES
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Record

@@ -19,10 +19,11 @@ import pytest
 
 import hefl
 from hefl import errors
-from hefl.ckks.context import Fingerprints, Identity, PublicContext, SecretContext
+from hefl.ckks.context import Fingerprints, PublicContext, SecretContext
 from hefl.ckks.plan import choose_plan, weights_in
 from hefl.engines.packed import PackedEngine
 from hefl.errors import HeflError, TamperError, UploadError
+from hefl.identity import Identity
 from hefl.params import RINGS
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, genesis

@@ -12,10 +12,10 @@ from helpers import announcement, redigested
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Attempt, Member, Seal
 from hefl.engines.load import load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
+from hefl.identity import Identity
 from hefl.params import ENGINES, MAX_CLIENTS, MAX_VALUES
 from hefl.protocol.frames import MAX_BLOCK_BYTES, Frame, Header, Writer, is_whole, max_bytes, open_frame
 

@@ -17,27 +17,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from hefl.errors import KeyFileError, SealVersionError, SecretAtServerError
+from hefl.identity import Identity
 from hefl.params import RINGS, SLOTS_RING, SLOTS_SCALE_BITS, Ring
 
 # A TenSEAL context is a protocol buffer whose first field is what SEAL saved of its parameters, and that starts with
 # SEAL's magic number, the size of its header, and its version.
 _SEAL_HEADER = re.compile(rb"\x0a[\x80-\xff]*[\x00-\x7f]\x5e\xa1\x10(..)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which federation, and which generation of its keys.
-
-    Attributes:
-        federation: 32 hexadecimal digits, random.
-        generation: From 1; a rotation of keys adds 1.
-    """
-
-    federation: str
-    generation: int
-
-    def __str__(self) -> str:
-        return f"federation {self.federation[:8]}, key generation {self.generation}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from hefl.protocol import messages
 from hefl.protocol.frames import read_digest
 from hefl.protocol.messages import Confirmation, Join, MetricsReport, Noted, View, Welcome
 from hefl.protocol.records import Announcement, Record, confirmation
+from hefl.protocol.sealed_layout import commitment, seal
 
 log = logging.getLogger("hefl")
 
@@ -155,8 +156,8 @@ class Client:
             weighting=terms.weighting,
             num_examples=learner.announced_num_examples,
             join_nonce=self._state.join_nonce,
-            layout=learner.layout.commitment(self._folder.secret),
-            sealed_layout=learner.layout.seal(self._folder.secret),
+            layout=commitment(learner.layout, self._folder.secret),
+            sealed_layout=seal(learner.layout, self._folder.secret),
             values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
         )
         self._state.tell(join.num_examples)

@@ -12,9 +12,9 @@ from hefl.ckks.context import SecretContext
 from hefl.client.http import Connection
 from hefl.client.learner import Learner
 from hefl.errors import LayoutError
-from hefl.models.layout import unseal
 from hefl.protocol import messages
 from hefl.protocol.messages import Join, OtherLayoutError, ReferenceLayout, Welcome
+from hefl.protocol.sealed_layout import unseal
 
 log = logging.getLogger("hefl")
 

@@ -11,9 +11,10 @@ from hefl.client.global_model import GlobalModel
 from hefl.client.state import ClientState, kept_rounds, naming, read
 from hefl.engines.load import load_engine, make_codec
 from hefl.errors import MismatchError, StateError
-from hefl.models.layout import Arrays, Layout, unseal
+from hefl.models.layout import Arrays, Layout
 from hefl.protocol import frames, messages
 from hefl.protocol.records import Record
+from hefl.protocol.sealed_layout import unseal
 from hefl.protocol.updates import read_aggregate
 
 log = logging.getLogger("hefl")

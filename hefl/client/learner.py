@@ -15,7 +15,7 @@ from hefl.client.early_stopping import Patience, Progress, of_layout, without
 from hefl.client.global_model import GlobalModel
 from hefl.client.newcomer import Ranges
 from hefl.client.one_set import OneSet, digest_of
-from hefl.client.remarks import Remarks, on_averages, on_rounding, say_whether_used
+from hefl.client.remarks import on_averages, on_rounding, say_whether_used
 from hefl.client.trace import Trace
 from hefl.encoding.codec import Averages, Exchange, Metrics, Sum
 from hefl.engines.engine import Engine, Vector, check_terms
@@ -23,6 +23,7 @@ from hefl.engines.load import make_codec
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.models.file import read_model, write_model
 from hefl.models.layout import Arrays, Layout
+from hefl.models.remarks import Remarks
 from hefl.models.trainer import Evaluation, GuardedTrainer, Trainer
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.protocol import frames

@@ -1,30 +1,15 @@
-"""What is said once while it lasts, not in each round."""
+"""What a client says of averages, of weights and of the model that a run starts from."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from hefl.models.layout import Arrays
 from hefl.protocol.records import Record
 
 log = logging.getLogger("hefl")
-
-
-class Remarks:
-    """Warns of what was not so of the last model."""
-
-    def __init__(self) -> None:
-        self._last: frozenset[str] = frozenset()
-
-    def make(self, model: int, remarks: Iterable[str]) -> None:
-        """Log remarks on a model, but those that were made on the one before."""
-        now = list(remarks)
-        for remark in now:
-            if remark not in self._last:
-                log.warning("model %d: %s", model, remark)
-        self._last = frozenset(now)
 
 
 def on_averages(present: Mapping[str, float]) -> list[str]:

@@ -22,6 +22,7 @@ from hefl.params import KEEP_AGGREGATES
 from hefl.protocol import messages
 from hefl.protocol.history import Chain
 from hefl.protocol.records import Hex16, Hex32, NumExamples, Record, Value
+from hefl.protocol.sealed_layout import seal
 
 FILE = "session.json"
 BEGINS = b'{"join_nonce":'
@@ -238,7 +239,7 @@ class ClientState:
         stem = f"{record.announcement.round:010}"
         with storing("the aggregate"):
             with replacing(self._aggregates / f"{stem}.layout") as file:
-                file.write(layout.seal(secret))
+                file.write(seal(layout, secret))
             self.aggregate.replace(self._aggregates / f"{stem}.agg")
             with replacing(self._aggregates / f"{stem}.json") as file:  # the last one: by it the others count
                 file.write(msgspec.json.encode(record))

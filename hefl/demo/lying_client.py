@@ -1,13 +1,12 @@
 """A client that lies: for ``hefl demo --tamper`` and the tests, which show what comes of each lie.
 
 It is the real one with valid keys, but for what it says. Nothing that serves a federation imports this module; it is
-run as ``python -m hefl.demo.lying_client LIE client ...``.
+run as ``python -m hefl.cli.lying_client LIE client ...``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
@@ -15,7 +14,6 @@ from typing import Any, BinaryIO, ClassVar, Literal
 import msgspec
 import numpy as np
 
-from hefl.cli.main import main as command_line
 from hefl.client import client, learner
 from hefl.client.global_model import GlobalModel
 from hefl.encoding.codec import Metrics
@@ -188,16 +186,3 @@ class LyingClient(client.Client):
     async def _say_useless(self) -> None:
         if LyingLearner.lie == "false-useless" and self._taken > 0:
             await self._connection.call("POST", f"/v1/rounds/{self._taken}/useless")
-
-
-def main() -> None:
-    """Run hefl's command line with a client that tells the lie that the first argument names."""
-    LyingLearner.lie = sys.argv.pop(1)
-    # Where the command takes them from.
-    setattr(client, "Client", LyingClient)  # noqa: B010
-    setattr(learner, "Learner", LyingLearner)  # noqa: B010
-    command_line()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,28 +1,25 @@
 """A server that lies: for ``hefl demo --tamper`` and the tests, which show that clients catch it.
 
 It is the real one, but for what it publishes or shows. Nothing that serves a federation imports this module; it is run
-as ``python -m hefl.demo.lying_server LIE serve ...``.
+as ``python -m hefl.cli.lying_server LIE serve ...``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import sys
 from collections.abc import Collection
 from typing import Any, ClassVar
 
 from aiohttp import web
 from msgspec.structs import replace
 
-from hefl.cli.main import main as command_line
 from hefl.demo.forgeries import LyingSummation, Memory
 from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
 from hefl.protocol.messages import View
 from hefl.protocol.records import Announcement, Record
 from hefl.protocol.updates import Summation
-from hefl.server import app
 from hefl.server.app import CLIENT, Server
 from hefl.server.coordinator import Coordinator
 from hefl.server.store import Tally
@@ -123,14 +120,3 @@ class LyingServer(Server):
         if fork and request.match_info["round"] == "1" and request[CLIENT] == fork[0]:
             return web.Response(body=fork[2])
         return await super()._aggregate(request)
-
-
-def main() -> None:
-    """Run hefl's command line with a server that tells the lie that the first argument names."""
-    LyingTally.memory = Memory(sys.argv.pop(1))
-    setattr(app, "Server", LyingServer)  # noqa: B010 - where the command takes it from
-    command_line()
-
-
-if __name__ == "__main__":
-    main()

@@ -178,7 +178,7 @@ def run_tampered(folder: Path, task: Task, lie: str) -> NoReturn:
             hint=f"--clients {FORK_CLIENTS}",
         )
     try:
-        _run_with_liar(folder, task, [], {"server": ("hefl.demo.lying_server", lie)})
+        _run_with_liar(folder, task, [], {"server": ("hefl.cli.lying_server", lie)})
     except ChildFailedError as error:
         if (found := _failed_check(error)) is None:
             raise
@@ -213,7 +213,7 @@ def run_with_lying_client(folder: Path, task: Task, lie: str) -> str:
     liar, patience = task.names[-1], ["--join-wait", "20", "--round-timeout", "20"]
     serve = ["--min-clients", str(task.clients - 1), *patience]
     try:
-        _run_with_liar(folder, task, serve, {liar: ("hefl.demo.lying_client", lie)})
+        _run_with_liar(folder, task, serve, {liar: ("hefl.cli.lying_client", lie)})
     except ChildFailedError as error:
         plain = [line for line in error.lines if not line.startswith("hefl: hint: ")]
         said, check = _failed_check(error) or (plain[-1].removeprefix("hefl: "), UploadError.check)

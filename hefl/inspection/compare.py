@@ -10,8 +10,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hefl.ckks.context import Identity
 from hefl.errors import HeflError, MismatchError
+from hefl.identity import Identity
 from hefl.keys.credentials import is_signed_by
 
 WHOLE_FOLDER = "copy the whole folder again: its files belong together"

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-from hefl.ckks.context import SecretContext
-from hefl.errors import LayoutError, MalformedError
+from hefl.errors import LayoutError
 from hefl.params import MAX_METRICS, MAX_VALUES
 
 Arrays = list[NDArray[Any]]
@@ -142,15 +136,6 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at += part.nbytes
         return arrays
 
-    def commitment(self, secret: SecretContext) -> str:
-        """An HMAC by which a server can tell that two layouts are equal, and nothing else of them."""
-        return hmac.new(secret.derive("hefl/v1/layout"), _encode(self), hashlib.sha256).hexdigest()
-
-    def seal(self, secret: SecretContext) -> bytes:
-        """Encrypt for the other clients: AES-256-GCM under a key of its own, with a random nonce in front."""
-        nonce = os.urandom(12)
-        return nonce + AESGCM(secret.derive("hefl/v1/sealed-layout")).encrypt(nonce, _encode(self), None)
-
     def difference(self, other: Layout) -> str | None:
         """The first difference between this layout ("here") and another client's ("there"), in words."""
         for i in range(max(len(self.tensors), len(other.tensors))):
@@ -163,19 +148,6 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.metrics != other.metrics:
             return f"the metrics are {', '.join(self.metrics)} here and {', '.join(other.metrics)} there"
         return None
-
-
-def unseal(sealed: bytes, secret: SecretContext) -> Layout:
-    """Open another client's sealed layout.
-
-    Raises:
-        MalformedError: It was not sealed under this group key, or does not parse.
-    """
-    try:
-        data = AESGCM(secret.derive("hefl/v1/sealed-layout")).decrypt(sealed[:12], sealed[12:], None)
-        return msgspec.json.decode(data, type=Layout)
-    except (InvalidTag, ValueError, msgspec.MsgspecError) as error:
-        raise MalformedError("a layout that no client of this federation sealed") from error
 
 
 def describe(
@@ -240,7 +212,3 @@ def describe(
             hint="let the trainer's get_parameters return those that are trained",
         )
     return layout
-
-
-def _encode(layout: Layout) -> bytes:
-    return msgspec.json.encode(layout)

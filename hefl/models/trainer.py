@@ -23,9 +23,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.client.remarks import Remarks
 from hefl.errors import HeflError, NumExamplesError, TrainerError, UsageError
 from hefl.models.layout import Arrays, Kind, Layout, describe
+from hefl.models.remarks import Remarks
 from hefl.params import MAX_NUM_EXAMPLES
 
 _SEE = "hefl.models.trainer.Trainer says what each method returns; a Flower NumPyClient does that"

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Member, Seal
 from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError, VersionError
+from hefl.identity import Identity
 from hefl.params import MAX_CLIENTS
 from hefl.protocol.records import Announcement
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import msgspec
 
-from hefl.ckks.context import Identity
 from hefl.errors import TamperError
+from hefl.identity import Identity
 from hefl.protocol.records import Announcement, Hex16, Hex32, Record, Value, genesis
 
 REWOUND = "the server was set back, or shows its clients different histories: do not go on with it"

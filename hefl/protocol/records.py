@@ -16,9 +16,10 @@ from typing import Annotated
 
 import msgspec
 
-from hefl.ckks.context import Identity, SecretContext
+from hefl.ckks.context import SecretContext
 from hefl.encoding.codec import Exchange
 from hefl.engines.engine import Attempt, Member, Terms, Weighting
+from hefl.identity import Identity
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
 
 Name = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME_PATTERN}\Z")]

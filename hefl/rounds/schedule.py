@@ -24,8 +24,8 @@ from hefl.params import (
 )
 from hefl.protocol.records import Announcement, Participant
 from hefl.rounds.events import Extended, Reopened
+from hefl.rounds.kept_settings import KeptSettings
 from hefl.rounds.run import Phase, Run
-from hefl.server.kept_settings import KeptSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hefl.allowance import Allowance
 from hefl.engines.engine import Engine
 from hefl.errors import HeflError
 from hefl.params import LINES_AT_ONCE, LINES_PER_S
 from hefl.protocol.messages import OtherLayoutError
 from hefl.protocol.records import Announcement, Record
+from hefl.rounds.kept_settings import KeptSettings, changes
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock
-from hefl.server.kept_settings import KeptSettings, changes
+from hefl.server.limits import Allowance
 
 log = logging.getLogger("hefl")
 

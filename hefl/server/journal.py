@@ -20,17 +20,17 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Terms
 from hefl.errors import ProtocolError, StateError
-from hefl.links import first_link, next_link, run_link
+from hefl.identity import Identity
 from hefl.params import ROUNDS
 from hefl.protocol.messages import Join
 from hefl.protocol.records import Record, genesis
 from hefl.rounds.events import Announced, Event, Published
+from hefl.rounds.kept_settings import KeptSettings, refuse_another
 from hefl.rounds.run import Run, advance
 from hefl.server.journal_file import damaged, looking, open_file, reader, reported
-from hefl.server.kept_settings import KeptSettings, refuse_another
+from hefl.server.links import first_link, next_link, run_link
 from hefl.server.spool import holds_files
 
 FILE = "journal.sqlite"

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from hefl.errors import HeflError, StateError, reason_of
 from hefl.files import create_private, disk_full, storing, sync_folder
-from hefl.server.kept_settings import ELSEWHERE
+from hefl.rounds.kept_settings import ELSEWHERE
 
 BUSY_S = 5.0
 """How long a reader and the writer may get in each other's way."""

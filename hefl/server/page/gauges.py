@@ -11,10 +11,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
-import hefl
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock
 from hefl.server.page.watch import Watch, awaited, deadline_s
+from hefl.version import __version__
 
 BUCKETS_S = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
@@ -39,7 +39,7 @@ class Gauges:
         ProcessCollector(registry=registry)
         run, _ = look()
         Info("hefl", "Version of hefl, and id of the run.", registry=registry).info(
-            {"version": hefl.__version__, "run": run.run}
+            {"version": __version__, "run": run.run}
         )
         phases = Gauge("hefl_phase", "1 for the phase that the run is in.", ["phase"], registry=registry)
         for phase in Phase:

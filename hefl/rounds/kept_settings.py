@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import msgspec
 
-from hefl.ckks.context import Identity
 from hefl.engines.engine import Terms, Weighting
 from hefl.errors import EngineError, MismatchError, ParametersError
+from hefl.identity import Identity
 from hefl.params import (
     DEFAULT_ENGINE,
     JOIN_WAIT_S,

@@ -1,0 +1,22 @@
+"""``python -m hefl.cli.lying_client LIE client ...``: ``hefl`` with a client that lies; see demo.lying_client."""
+
+from __future__ import annotations
+
+import sys
+
+from hefl.cli.main import main as command_line
+from hefl.client import client, learner
+from hefl.demo.lying_client import LyingClient, LyingLearner
+
+
+def main() -> None:
+    """Run hefl's command line with a client that tells the lie that the first argument names."""
+    LyingLearner.lie = sys.argv.pop(1)
+    # Where the command takes them from.
+    setattr(client, "Client", LyingClient)  # noqa: B010
+    setattr(learner, "Learner", LyingLearner)  # noqa: B010
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
