@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import announcement, update
 from federation import Command
-from helpers import announcement, update
 
 from hefl.engines.load import load_engine
 from hefl.inspection.describe import inspect

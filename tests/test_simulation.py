@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, LeastSquares, diabetes, weighted_mean
+from builders import Array, LeastSquares, diabetes, weighted_mean
 
 import hefl
 from hefl import RoundReport, simulate
