@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,25 +11,20 @@ import click
 from hefl.cli.interrupts import raised
 from hefl.cli.logs import log_option
 from hefl.cli.options import (
-    check_absent,
-    check_target,
     json_option,
     keep_option,
     partition_option,
     print_json,
     terms_options,
 )
-from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
 from hefl.cli.terminal import say
 from hefl.params import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from hefl.client.callbacks import RoundReport
-    from hefl.client.receiving import OnTamper
-    from hefl.client.state import ClientState
+    from hefl.client.options import OnTamper
     from hefl.engines.engine import Weighting
     from hefl.models.trainer import Trainer
 
@@ -162,93 +156,60 @@ def client(
 
     Prints the averaged metrics of each global model on stdout.
     """
-    from hefl.errors import StateError, UsageError
+    from hefl.errors import UsageError
 
     if (data is None) == (trainer is None):
         raise UsageError("name either --data or --trainer", hint="for a first try: --data iris:alice")
     if trainer is not None and partition != "iid":
         raise UsageError("--partition shares an example's data, and --trainer brings its own")
-    if save and save_best and save.absolute() == save_best.absolute():
-        raise UsageError(f"--save and --save-best both name {save}", hint="name two files")
-    targets = {flag: path for flag, path in (("--save", save), ("--save-best", save_best)) if path}
-    for flag, path in targets.items():
-        check_target(flag, path)
     progress = show_progress(f"reading the keys in {folder}", as_json=as_json)
     from hefl.cli.loop import run
     from hefl.cli.proxy import proxy_from_environment
-    from hefl.client.client import Client
-    from hefl.client.kept_models import BestModel
-    from hefl.client.learner import Learner
-    from hefl.client.state import FILE, ClientState, is_session
-    from hefl.engines.load import load_engine
-    from hefl.files import locked, private_folder, state_folder
-    from hefl.keys.folders import read_client_folder
+    from hefl.client.options import ClientOptions
+    from hefl.client.start import opened
 
-    keys = read_client_folder(folder, existing_passphrase(passphrase_file))
-    announce_expiry(keys.credentials)
+    def load(name: str) -> Trainer:
+        return _trainer(data, partition, trainer, seed, data_seed, name)
+
+    def tell(report: RoundReport) -> None:
+        (_print_round_json if as_json else _print_round)(report)
+        progress.rounds("rounds", report.round, report.rounds)
+
+    options = ClientOptions(
+        server=url,
+        proxy=proxy,
+        connect_timeout_s=connect_timeout,
+        seed=seed,
+        num_examples=num_examples,
+        initial=init,
+        save=save,
+        save_best=save_best,
+        force=force,
+        patience=patience,
+        state=state,
+        keep=keep,
+        engine=engine,
+        precision_bits=precision,
+        weighting=weighting,
+        min_participants=min_participants,
+        on_tamper=on_tamper,
+        again=again,
+        report_metrics=report_metrics,
+        trace=trace,
+        passphrase=existing_passphrase(passphrase_file),
+        insecure_http=insecure_http,
+        insecure_plaintext=insecure_plaintext,
+    )
     log.info("loading %s", data or trainer)
-    progress.step("preparing the encryption")
-    cipher = load_engine(engine, precision_bits=precision, weighting=weighting, insecure_plaintext=insecure_plaintext)
-    cipher.prepare()
-    place = state_folder(state or folder / "state", FILE, is_session)
-    with locked(place, "client"):
-        progress.step(f"loading {data or trainer}")
-        kept = ClientState(place, keep)
-        _prepare(kept, {} if force else targets, again)
-        learner = Learner(
-            keys.name,
-            _trainer(data, partition, trainer, seed, data_seed, keys.name),
-            keys.secret,
-            cipher,
-            seed=seed,
-            num_examples=num_examples,
-            initial=init,
-            save_best=BestModel(kept, save_best) if save_best else None,
-            patience=patience,
-            trace=trace and private_folder(trace),
-            one_set=kept.one_set,
-        )
-
+    with opened(folder, load, options, tell, find_proxy=proxy_from_environment, step=progress.step) as participation:
         click.get_current_context().with_resource(raised())
-
-        def tell(report: RoundReport) -> None:
-            (_print_round_json if as_json else _print_round)(report)
-            progress.rounds("rounds", report.round, report.rounds)
-
-        party = Client(
-            keys,
-            learner,
-            kept,
-            url=url,
-            connect_timeout_s=connect_timeout,
-            insecure_http=insecure_http,
-            proxy=proxy or proxy_from_environment(url or keys.url),
-            min_participants=min_participants,
-            on_tamper=on_tamper,
-            report_metrics=report_metrics,
-            on_end=partial(learner.save, save, kept.write_model) if save else lambda: None,
-            on_round=tell,
-        )
-        progress.step("waiting for the first model")
-        run(party.run())
+        run(participation.run())
         if as_json:
-            told = {"by": list(party.confirmed), "missing": list(party.unconfirmed)}
+            outcome = participation.outcome
+            told = {"by": list(outcome.confirmed), "missing": list(outcome.unconfirmed)}
             print_json({"event": "confirmed", **told})
-        if save and learner.model is None:
-            raise StateError(f"{save} was not written: this client has no model")
-        if save and as_json:
-            print_json({"event": "saved", "path": str(save)})
-        if save_best and not save_best.exists():
-            log.warning("%s was not written: no model that came here is known to be the best so far", save_best)
-
-
-def _prepare(kept: ClientState, targets: Mapping[str, Path], again: str | None) -> None:
-    """Claim the files that may be replaced, and lift what a person has lifted. Raises ExistsError."""
-    for flag, path in targets.items():
-        if not kept.claim(path):
-            check_absent(flag, path)
-    if again and not kept.lift(again):
-        log.warning("--again %s changes nothing: it was used, or is the code of another refusal", again)
+            if save:
+                print_json({"event": "saved", "path": str(save)})
 
 
 def _trainer(data: str | None, partition: str, trainer: str | None, seed: int, data_seed: int, name: str) -> Trainer:

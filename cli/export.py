@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hefl.cli.interrupts import raised
-from hefl.cli.options import check_absent, check_target, json_option, print_json
+from hefl.cli.options import json_option, print_json
 from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
 from hefl.cli.terminal import clear, say
@@ -39,7 +39,7 @@ def export(
     progress = show_progress(f"reading the keys in {keys}", as_json=as_json)
     from hefl.client.kept_models import read_model
     from hefl.keys.folders import read_client_secret
-    from hefl.models.file import write_model
+    from hefl.models.file import check_absent, check_target, write_model
 
     check_target("--to", target)
     if not force:

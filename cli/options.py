@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -101,24 +100,3 @@ json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, 
 def print_json(event: Mapping[str, Any]) -> None:
     """One event on stdout, at once."""
     click.echo(json.dumps(event))
-
-
-def check_absent(flag: str, path: Path) -> None:
-    """Refuse to replace what is there already."""
-    from hefl.errors import ExistsError
-
-    if path.exists():
-        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
-
-
-def check_target(flag: str, path: Path) -> None:
-    """Refuse now what could not be written in the end."""
-    from hefl.errors import UsageError
-    from hefl.files import check_writable
-    from hefl.models.file import check_suffix
-
-    check_suffix(path)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
-    check_writable(path)

@@ -1,8 +1,7 @@
-"""What a command that reads a party's keys has to do with a person: ask for a passphrase, tell what expires soon."""
+"""What a command that reads a party's keys has to do with a person: ask for a passphrase."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from hefl.cli.terminal import cleared
 from hefl.errors import KeyFileError, UsageError
 
 if TYPE_CHECKING:
-    from hefl.keys.credentials import Credentials
     from hefl.keys.passphrase import Passphrase
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,12 +53,6 @@ def new_passphrase(file: Path | None) -> Passphrase:
             hint="--passphrase-file F names a private file whose first line is the passphrase",
         )
     return Passphrase(lambda what: _prompt(twice=True))
-
-
-def announce_expiry(credentials: Credentials) -> None:
-    """Say in the log which certificates expire soon."""
-    for notice in credentials.notices():
-        logging.getLogger("hefl").warning("%s", notice)
 
 
 def _prompt(*, twice: bool) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ import click
 from hefl.cli.interrupts import terminated_is_success
 from hefl.cli.logs import log_option
 from hefl.cli.options import Seconds, json_option, keep_option, kept_option, kept_terms_options, print_json
-from hefl.cli.passphrase import announce_expiry, existing_passphrase, passphrase_file_option
+from hefl.cli.passphrase import existing_passphrase, passphrase_file_option
 from hefl.cli.progress import show_progress
 from hefl.cli.terminal import echo
 from hefl.params import (
@@ -33,8 +31,6 @@ from hefl.params import (
 
 if TYPE_CHECKING:
     from hefl.engines.engine import Weighting
-    from hefl.server.app import Server
-    from hefl.server.page.site import Page
 
 log = logging.getLogger("hefl")
 
@@ -155,104 +151,46 @@ def serve(
     """
     terminated_is_success()
     progress = show_progress(f"reading the keys in {folder}", as_json=as_json)
-    from msgspec.structs import asdict
-
     from hefl.cli.loop import run
-    from hefl.engines.load import load_engine
-    from hefl.files import locked, state_folder
-    from hefl.keys.folders import read_server_folder
-    from hefl.rounds.kept_settings import KeptSettings, terms_of
-    from hefl.rounds.run import Phase
-    from hefl.rounds.schedule import RunSettings, at_start
-    from hefl.server.app import Server
-    from hefl.server.events import ended, say_who_lacks
-    from hefl.server.heap import share_one_arena
-    from hefl.server.journal import FILE, Journal, is_journal, read_settings
     from hefl.server.limits import Limits
-    from hefl.server.page.site import Page
-    from hefl.server.page.watch import KEPT_ROUNDS
-    from hefl.server.spool import Spool, arriving
+    from hefl.server.options import ServerOptions
+    from hefl.server.start import Serving, limit_malloc_arenas, opened
 
-    share_one_arena()
-    place = state or folder / "state"
-    keys = read_server_folder(folder, existing_passphrase(passphrase_file), uploads=arriving(place))
-    announce_expiry(keys.credentials)
-    limits = Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate)
-    place = state_folder(place, FILE, is_journal)
-    with locked(place, "server"), ExitStack() as stack:
-        found_terms, found_settings = read_settings(place) or (None, KeptSettings())
-        terms = terms_of(found_terms, engine, precision, weighting)
-        progress.step("preparing the encryption")
-        cipher = load_engine(
-            terms.engine,
-            precision_bits=terms.precision_bits,
-            weighting=terms.weighting,
-            insecure_plaintext=insecure_plaintext,
-        )
-        kept = found_settings.with_given(
-            min_clients=min_clients,
-            join_wait_s=join_wait,
-            round_timeout_s=round_timeout,
-            max_values=max_values,
-            max_num_examples=max_num_examples,
-        )
-        settings = RunSettings(rounds=rounds, linger_s=linger, keep=keep, **asdict(kept))
-        cipher.prepare()
-        progress.step(f"opening the run in {place}")
-        journal = stack.enter_context(
-            closing(
-                Journal(
-                    place,
-                    keys.public.identity,
-                    cipher.terms,
-                    rounds=rounds,
-                    min_clients=settings.min_clients,
-                    known=keys.clients,
-                )
-            )
-        )
-        found = replace(journal.now.run, known=keys.clients)
-        if found.phase is Phase.ENDED and not at_start(found, settings):
-            hint = "more --rounds go on with it; a new run takes a new folder, see --state"
-            log.info("the run in %s has ended already", place, extra={"hint": hint})
-            say_who_lacks(found)
-            if as_json:
-                print_json(ended(found))
-            return
-        say = print_json if as_json else _print_url
+    limit_malloc_arenas()
+    running: Serving | None = None
 
-        def tell(event: Mapping[str, Any]) -> None:
-            say(event)
-            if event["event"] == "listening":
-                progress.step("")
-            elif event["event"] == "round":
-                progress.rounds("rounds", event["round"], journal.now.run.last_training)
-            if page:
-                page.see(event)
-                if event["event"] == "listening":
-                    say({"event": "page", "url": page.url})
+    def tell(event: Mapping[str, Any]) -> None:
+        (print_json if as_json else _print_url)(event)
+        if event["event"] == "listening":
+            progress.step("")
+        elif event["event"] == "round" and running:
+            progress.rounds("rounds", event["round"], running.journal.now.run.last_training)
 
-        server = Server(
-            keys,
-            cipher,
-            settings,
-            journal,
-            Spool(place),
-            tell,
-            host=host,
-            port=port,
-            insecure_http=insecure_http,
-            limits=limits,
-        )
-        records = journal.last_records(KEPT_ROUNDS)
-        page = None if page_port is None else Page(server.look, page_port, records, limits)
-        run(_serve(server, page), stop=server.stop, terminated_is_success=True)
-
-
-async def _serve(server: Server, page: Page | None) -> None:
-    """Serve; the page's port is tried before anything else happens, and is open until everything has."""
-    async with page or nullcontext():
-        await server.serve()
+    options = ServerOptions(
+        rounds=rounds,
+        min_clients=min_clients,
+        join_wait_s=join_wait,
+        round_timeout_s=round_timeout,
+        max_values=max_values,
+        max_num_examples=max_num_examples,
+        engine=engine,
+        precision_bits=precision,
+        weighting=weighting,
+        linger_s=linger,
+        keep=keep,
+        host=host,
+        port=port,
+        page_port=page_port,
+        limits=Limits(max_connections=max_connections, patience_s=peer_timeout, min_bytes_per_s=min_rate),
+        state=state,
+        passphrase=existing_passphrase(passphrase_file),
+        insecure_http=insecure_http,
+        insecure_plaintext=insecure_plaintext,
+    )
+    with opened(folder, options, tell, progress.step) as serving:
+        running = serving
+        if serving:
+            run(serving.run(), stop=serving.server.stop, terminated_is_success=True)
 
 
 def _print_url(event: Mapping[str, Any]) -> None:

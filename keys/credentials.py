@@ -233,6 +233,12 @@ def expiry_notice(what: str, certificate: x509.Certificate) -> str | None:
     return f"{what} expires on {end:%Y-%m-%d %H:%M} UTC: {RENEW}"
 
 
+def announce_expiry(credentials: Credentials) -> None:
+    """Say in the log which certificates expire soon."""
+    for notice in credentials.notices():
+        log.warning("%s", notice)
+
+
 def server_fault(url: str, der: bytes, credentials: Credentials) -> KeysError:
     """Say what is wrong with the certificate that a server showed, which TLS has refused."""
     mine, where = credentials.holder.identity, f"the certificate of {url}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "files", "identity", "params", "sockets", "timings", "version"}
+GROUND = {"errors", "files", "identity", "loops", "params", "sockets", "timings", "version"}
 """Modules of hefl itself that everybody may import."""
 
 UP_TO_ENGINES = {"ckks", "encoding", "engines", "models"}

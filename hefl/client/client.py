@@ -17,9 +17,10 @@ from hefl.client.following import Follower
 from hefl.client.http import Connection
 from hefl.client.joining import ask_to_join
 from hefl.client.learner import Learner
+from hefl.client.options import OnTamper
 from hefl.client.outcome import say_how_it_ended, say_who_confirmed
 from hefl.client.polling import Poller
-from hefl.client.receiving import OnTamper, Receiver
+from hefl.client.receiving import Receiver
 from hefl.client.state import ClientState
 from hefl.client.threads import work_in_thread
 from hefl.encoding.codec import Exchange, Metrics

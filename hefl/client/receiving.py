@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from hefl.client.following import Follower
 from hefl.client.http import Connection
 from hefl.client.learner import Learner
 from hefl.client.newcomer import Ranges, first_to_follow
+from hefl.client.options import OnTamper
 from hefl.client.state import ClientState
 from hefl.client.threads import work_in_thread
 from hefl.encoding.codec import Metrics
@@ -24,8 +25,6 @@ from hefl.protocol.records import Record
 from hefl.protocol.updates import max_aggregate_bytes
 
 log = logging.getLogger("hefl")
-
-OnTamper = Literal["stop", "skip"]
 
 T = TypeVar("T")
 

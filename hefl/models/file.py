@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from hefl.errors import LayoutError, ModelFileError, UsageError, reason_of
-from hefl.files import replacing, storing
+from hefl.errors import ExistsError, LayoutError, ModelFileError, UsageError, reason_of
+from hefl.files import check_writable, replacing, storing
 from hefl.models.layout import Arrays, Layout
 
 SUFFIXES = (".npz", ".safetensors")
@@ -132,3 +132,18 @@ def _difference(named: Mapping[str, NDArray[Any]], layout: Layout) -> str | None
             )
     extra = next((name for name in named if name not in names), None)
     return None if extra is None else f"the trainer has no tensor {extra!r}"
+
+
+def check_absent(flag: str, path: Path) -> None:
+    """Refuse to replace what is there already."""
+    if path.exists():
+        raise ExistsError(f"{path} exists already", hint=f"name another file for {flag}, or add --force")
+
+
+def check_target(flag: str, path: Path) -> None:
+    """Refuse now what could not be written in the end."""
+    check_suffix(path)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder of {flag} {path} does not exist", hint=f"make it first: mkdir -p {folder}")
+    check_writable(path)
