@@ -76,7 +76,7 @@ def demo(
     progress = show_progress(f"sharing {data} among {clients} clients", as_json=as_json)
     from hefl.datasets.partition import Partition
     from hefl.demo.report import build_report, draw_curves
-    from hefl.demo.training import Task, run_tampered, run_training, run_with_lying_client, share_data, train_pooled
+    from hefl.demo.training import Task, run_tampered, run_training, run_with_lying_client, split_data, train_pooled
     from hefl.errors import EngineError, ExistsError
     from hefl.files import replacing
 
@@ -86,7 +86,7 @@ def demo(
             hint="--engine packed" if tamper else "--engine packed or tenseal",
         )
     task = Task(data, clients, Partition.parse(partition), rounds, seed)
-    shares = share_data(task)
+    shares = split_data(task)
     if tamper:
         if engine != DEFAULT_ENGINE:
             raise EngineError(f"engine {engine!r} verifies nothing, and would notice no lie", hint="--engine packed")

@@ -12,7 +12,7 @@ from hefl.cli.progress import show_progress
 from hefl.cli.terminal import clear, say
 
 if TYPE_CHECKING:
-    from hefl.inspection.compare import Finding
+    from hefl.inspection.compare import FileReport
 
 
 @click.command()
@@ -42,17 +42,17 @@ def inspect(files: tuple[Path, ...], as_json: bool) -> None:
             + (" and more" if len(wrong) > 3 else ""),
             hint="the lines above say what, and the way out",
         )
-    of = sorted({str(f.ties.identity) for f in findings if f.ties.identity})
+    of = sorted({str(f.references.identity) for f in findings if f.references.identity})
     if len(findings) > 1 and not as_json:
         say(f"together: {', '.join(of) or 'no federation is named'}; nothing is wrong")
 
 
-def _print(finding: Finding) -> None:
+def _print(finding: FileReport) -> None:
     say(f"{finding.path}: {finding.what}")
     rows = list(finding.details)
-    if finding.ties.identity:
-        whom = f", issued to {finding.ties.holder}" if finding.ties.holder else ""
-        rows.insert(0, ("of", f"{finding.ties.identity}{whom}"))
+    if finding.references.identity:
+        whom = f", issued to {finding.references.holder}" if finding.references.holder else ""
+        rows.insert(0, ("of", f"{finding.references.identity}{whom}"))
     if finding.audience:
         rows.append(("for", finding.audience))
     rows += [("soon", notice) for notice in finding.notices]
@@ -64,14 +64,14 @@ def _print(finding: Finding) -> None:
         say(f"  {label + ':':<9} {text}", indent=12)
 
 
-def _as_json(finding: Finding) -> dict[str, Any]:
-    identity = finding.ties.identity
+def _as_json(finding: FileReport) -> dict[str, Any]:
+    identity = finding.references.identity
     return {
         "path": str(finding.path),
         "what": finding.what,
         "federation": identity and identity.federation,
         "generation": identity and identity.generation,
-        "holder": finding.ties.holder or None,
+        "holder": finding.references.holder or None,
         "details": dict(finding.details),
         "for": finding.audience or None,
         "notices": list(finding.notices),

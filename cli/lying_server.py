@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 
 from hefl.cli.main import main as command_line
-from hefl.demo.forgeries import Memory
-from hefl.demo.lying_server import LyingServer, LyingTally
+from hefl.demo.forgeries import LiarState
+from hefl.demo.lying_server import LyingServer, LyingStore
 from hefl.server import app
 
 
 def main() -> None:
     """Run hefl's command line with a server that tells the lie that the first argument names."""
-    LyingTally.memory = Memory(sys.argv.pop(1))
+    LyingStore.memory = LiarState(sys.argv.pop(1))
     setattr(app, "Server", LyingServer)  # noqa: B010 - where the command takes it from
     command_line()
 

@@ -38,7 +38,7 @@ def status(state: Path, as_json: bool) -> None:
                 "round": run.shown_round,
                 "rounds": run.last_training,
                 "in": sorted(run.committed if run.announcement else run.sessions),
-                "awaited": list(run.lacking if run.is_over else run.awaited),
+                "awaited": list(run.unconfirmed if run.is_over else run.awaited),
                 "deadline_s": _left_s(moment),
             }
         )
@@ -46,9 +46,9 @@ def status(state: Path, as_json: bool) -> None:
     say(f"run {run.run[:8]} of {length(run)}: {describe(run)}")
     left_s = _left_s(moment)
     if run.is_over:
-        if run.lacking:
+        if run.unconfirmed:
             waits = "not known to have the result" if run.phase is Phase.ENDED else "may not have the result yet"
-            say(f"{waits}: {', '.join(run.lacking)}")
+            say(f"{waits}: {', '.join(run.unconfirmed)}")
     elif run.awaited:
         until = (
             "" if left_s is None else f", for {left_s:.0f} s more" if left_s > 0 else ", and the deadline has passed"

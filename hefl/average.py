@@ -31,7 +31,7 @@ from hefl.models.trainer import check_num_examples
 from hefl.params import DEFAULT_ENGINE, MIN_CLIENTS, PRECISION_BITS
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Participant, genesis
-from hefl.protocol.updates import Summation, read_aggregate, write_update
+from hefl.protocol.updates import Aggregation, read_aggregate, write_update
 
 LARGEST_RANGE = 2.0**64
 """No ``value_range`` is above it."""
@@ -142,7 +142,7 @@ def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announce
         MalformedError, MismatchError, StaleError, ConflictError: An update does not belong here, or there are too few.
     """
     names = [frames.read_header(update).name for update in updates]
-    summation = Summation(public, _engine(attempt), attempt, names)
+    summation = Aggregation(public, _engine(attempt), attempt, names)
     for name, update in zip(names, updates, strict=True):
         summation.add(summation.open(update, name), name)
     file = io.BytesIO()

@@ -20,8 +20,8 @@ from hefl.models.trainer import Trainer
 from hefl.params import DEFAULT_ENGINE, MAX_USELESS_SUMS, MIN_CLIENTS, NAME_PATTERN
 from hefl.protocol.frames import DIGEST_BYTES
 from hefl.protocol.records import Announcement, Record, genesis
-from hefl.protocol.updates import Summation
-from hefl.rounds.events import Announced, Closed, Committed, Enough, Joined, Published, Stopped, Useless
+from hefl.protocol.updates import Aggregation
+from hefl.rounds.events import Announced, Closed, Committed, Declined, Joined, Published, Stopped, Useless
 from hefl.rounds.run import Run, advance
 from hefl.rounds.schedule import Announce, Clock, Finish, Stop, announcement_of, decide
 from hefl.rounds.views import useless_sums
@@ -90,7 +90,7 @@ def simulate(
         updates: dict[str, bytes] = {}
         for name in announcement.names:
             if learners[name].has_enough(announcement):
-                run = advance(run, Enough(name))
+                run = advance(run, Declined(name))
                 continue
             update = io.BytesIO()
             whole = learners[name].limit_for(announcement) is not None
@@ -102,7 +102,7 @@ def simulate(
             run = advance(run, Stopped())
             continue
         run = advance(run, Closed())
-        summation, aggregate = Summation(public, cipher, announcement, updates), io.BytesIO()
+        summation, aggregate = Aggregation(public, cipher, announcement, updates), io.BytesIO()
         for name, data in updates.items():
             summation.add(summation.open(data, name), name)
         record: Record = summation.finish(aggregate)

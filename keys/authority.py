@@ -153,7 +153,7 @@ def change(folder: Path, wanted: Change, passphrase: Passphrase | None = None, *
         folder: DIR of a federation.
         wanted: What to do.
         passphrase: Opens a sealed federation, and seals what is made.
-        seals: Seal, with the next key generation, a federation that was not sealed.
+        seals: Trailer, with the next key generation, a federation that was not sealed.
 
     Raises:
         UsageError: This cannot be asked of this federation; nothing has changed.

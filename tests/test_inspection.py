@@ -43,7 +43,13 @@ def test_a_whole_federation_fits_and_every_file_is_known(fed: Path) -> None:
     assert {f.path for f in findings} == {p for p in fed.rglob("*") if p.is_file()}
     assert not [f for f in findings if f.problems or f.notices or f.what.startswith("no file")]
     assert all(f.audience for f in findings)
-    assert {f.ties.holder for f in findings if f.path.name != "ca.crt"} == {"authority", "server", "alice", "bob", ""}
+    assert {f.references.holder for f in findings if f.path.name != "ca.crt"} == {
+        "authority",
+        "server",
+        "alice",
+        "bob",
+        "",
+    }
 
 
 def test_the_command_prints_no_secret(fed: Path) -> None:
@@ -148,7 +154,7 @@ def test_sealed_files_are_told_without_the_passphrase(fed: Path) -> None:
     path.unlink()
     keyfile.write_secret(path, secret, "alice", Passphrase(lambda _: "correct horse"))
     (finding,) = inspect([path])
-    assert (finding.ties.identity, finding.ties.holder) == (file.identity, "alice")
+    assert (finding.references.identity, finding.references.holder) == (file.identity, "alice")
     assert not finding.problems
     assert "with a passphrase" in dict(finding.details)["sealed"]
     assert not problems(fed)
@@ -164,7 +170,7 @@ def test_updates_and_models_are_told(fed: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing of hefl's")
     sent, model, cut, notes = inspect([tmp_path / n for n in ("update.bin", "model.npz", "cut.npz", "notes.txt")])
     assert "update of client alice, round 1, attempt 1" in sent.what
-    assert sent.ties.identity == secret.identity
+    assert sent.references.identity == secret.identity
     assert dict(model.details) == {
         "values": "9 in 2 tensors",
         "weight": "float32 (2, 3)",

@@ -23,7 +23,7 @@ from hefl.client.polling import Poller
 from hefl.client.receiving import Receiver
 from hefl.client.state import ClientState
 from hefl.client.threads import work_in_thread
-from hefl.encoding.codec import Exchange, Metrics
+from hefl.encoding.codec import Metrics, RoundKind
 from hefl.errors import (
     ConflictError,
     EngineError,
@@ -159,7 +159,7 @@ class Client:
             join_nonce=self._state.join_nonce,
             layout=commitment(learner.layout, self._folder.secret),
             sealed_layout=seal(learner.layout, self._folder.secret),
-            values={exchange: learner.values(exchange) for exchange in get_args(Exchange)},
+            values={exchange: learner.values(exchange) for exchange in get_args(RoundKind)},
         )
         self._state.tell(join.num_examples)
         welcome = await ask_to_join(self._connection, join, learner, self._folder.secret, self._connect_timeout_s)

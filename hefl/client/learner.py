@@ -17,14 +17,14 @@ from hefl.client.newcomer import Ranges
 from hefl.client.one_set import OneSet, digest_of
 from hefl.client.remarks import on_averages, on_rounding, say_whether_used
 from hefl.client.trace import Trace
-from hefl.encoding.codec import Averages, Exchange, Metrics, Sum
+from hefl.encoding.codec import Averages, Metrics, RoundKind, Sum
 from hefl.engines.engine import Engine, Vector, check_terms
 from hefl.engines.load import make_codec
 from hefl.errors import LayoutError, NotFiniteError, ProtocolError, StaleError, UploadError
 from hefl.models.file import read_model, write_model
 from hefl.models.layout import Arrays, Layout
 from hefl.models.remarks import Remarks
-from hefl.models.trainer import Evaluation, GuardedTrainer, Trainer
+from hefl.models.trainer import CheckedTrainer, Evaluation, Trainer
 from hefl.params import CLIENT_WEIGHT_BITS, MIN_CLIENTS
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Record
@@ -93,7 +93,7 @@ class Learner:
         self.engine = engine
         self._own_weights = engine.terms.weighting == "client"
         most = 1 << CLIENT_WEIGHT_BITS if self._own_weights else engine.max_num_examples
-        self._trainer = GuardedTrainer(trainer, name, seed, num_examples, most)
+        self._trainer = CheckedTrainer(trainer, name, seed, num_examples, most)
         self._initial = self._trainer.initial()
         self.layout: Layout = self._trainer.layout(self._initial)
         self.num_examples, self.num_examples_source = self._trainer.num_examples(self._initial)
@@ -147,7 +147,7 @@ class Learner:
             return f"{mine} here and {theirs} there"
         return self.layout.difference(other)
 
-    def values(self, exchange: Exchange) -> int:
+    def values(self, exchange: RoundKind) -> int:
         """Length of the vector that this model makes for an exchange."""
         return self._codec.values(exchange)
 

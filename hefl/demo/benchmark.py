@@ -27,7 +27,7 @@ from hefl.ckks.context import SecretContext, generate_secret
 from hefl.demo.processes import Children, Event, run_federation
 from hefl.demo.training import client_names
 from hefl.encoding.codec import Codec, Scales, Sum
-from hefl.engines.engine import Attempt, Blocks, Engine, Member, Seal, Write
+from hefl.engines.engine import Attempt, Blocks, Engine, Member, Trailer, Write
 from hefl.engines.load import load_engine
 from hefl.errors import HeflError
 from hefl.keys import authority
@@ -189,7 +189,7 @@ class _EngineRun:
         codec = engine.codec(layout)
         attempt = Attempt(os.urandom(32), codec.values("training"), self._weights)
         scales = _scales(codec, models[0])
-        updates: dict[str, tuple[list[bytes], Seal]] = {}
+        updates: dict[str, tuple[list[bytes], Trailer]] = {}
         for name, model in zip(self._weights, models, strict=True):
             blocks: list[bytes] = []
             with timings.phase("quantise"):

@@ -17,11 +17,11 @@ from hefl.ckks.blocks import BlockCoder
 from hefl.ckks.context import PublicContext
 from hefl.ckks.mac import tag_from_bytes, tag_to_bytes
 from hefl.ckks.ntt import U32, U64
-from hefl.engines.engine import Member, Seal
+from hefl.engines.engine import Member, Trailer
 from hefl.engines.packed import PackedEngine
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, MemberEntry, Record
-from hefl.protocol.updates import Summation
+from hefl.protocol.updates import Aggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ NEEDS_ABANDONED = ("mix-attempts",)
 
 
 @dataclass(slots=True)
-class Memory:
+class LiarState:
     """What a liar has kept that an honest server throws away.
 
     Attributes:
@@ -250,13 +250,13 @@ class Memory:
     abandoned: Mapping[str, Upload] = field(default_factory=dict)
 
 
-class LyingSummation(Summation):
+class LyingAggregation(Aggregation):
     """An attempt's sum, as a liar publishes it: honest until a training round in which the lie can be told.
 
     Args:
-        public, engine, announcement: As Summation.
+        public, engine, announcement: As Aggregation.
         memory: Of the run so far.
-        planned: As Summation.
+        planned: As Aggregation.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class LyingSummation(Summation):
         public: PublicContext,
         engine: PackedEngine,
         announcement: Announcement,
-        memory: Memory,
+        memory: LiarState,
         planned: Collection[str] | None = None,
     ) -> None:
         super().__init__(public, engine, announcement, planned)
@@ -275,13 +275,13 @@ class LyingSummation(Summation):
         self.uploads: dict[str, Upload] = {}
 
     def add(self, frame: frames.Frame, name: str) -> None:
-        """As Summation, and keep the update."""
+        """As Aggregation, and keep the update."""
         super().add(frame, name)
         tag = tag_from_bytes(frame.seal.tag, self._coder.basis)
         self.uploads[name] = Upload(self._residues(frame), tag, frame.seal.seed)
 
     def finish(self, file: BinaryIO) -> Record:
-        """As Summation, but for the lie."""
+        """As Aggregation, but for the lie."""
         honest = io.BytesIO()
         record = super().finish(honest)
         frame = frames.open_frame(honest.getvalue())
@@ -326,7 +326,7 @@ def _write(file: BinaryIO, header: frames.Header, forgery: Forgery, record: Reco
     writer = frames.Writer(out, header, forgery.members, len(tag))
     for residues in forgery.residues:
         writer.block(forgery.coder.to_bytes(np.ascontiguousarray(residues)))
-    writer.finish(Seal(tag=tag))
+    writer.finish(Trailer(tag=tag))
     data = bytearray(out.getbuffer()[: -frames.DIGEST_BYTES])
     forgery.edit(data)
     digest = hashlib.sha256(data).digest()

@@ -14,26 +14,26 @@ from typing import Any, ClassVar
 from aiohttp import web
 from msgspec.structs import replace
 
-from hefl.demo.forgeries import LyingSummation, Memory
+from hefl.demo.forgeries import LiarState, LyingAggregation
 from hefl.engines.packed import PackedEngine
 from hefl.errors import EngineError, StateError
 from hefl.protocol.messages import View
 from hefl.protocol.records import Announcement, Record
-from hefl.protocol.updates import Summation
+from hefl.protocol.updates import Aggregation
 from hefl.server.app import CLIENT, Server
 from hefl.server.coordinator import Coordinator
-from hefl.server.store import Tally
+from hefl.server.store import DurableStore
 
 
-class LyingTally(Tally):
+class LyingStore(DurableStore):
     """Sums up as a liar does."""
 
-    memory: ClassVar[Memory]
+    memory: ClassVar[LiarState]
 
-    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Summation:
+    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Aggregation:
         if not isinstance(self._engine, PackedEngine):
             raise EngineError(f"engine {self._engine.name!r} verifies nothing: any lie would pass")
-        return LyingSummation(self._public, self._engine, announcement, self.memory, planned)
+        return LyingAggregation(self._public, self._engine, announcement, self.memory, planned)
 
     def sum_without(self, name: str) -> tuple[Record, bytes]:
         """The open attempt's sum without one client's update: as genuine as with it."""
@@ -41,7 +41,7 @@ class LyingTally(Tally):
         if announcement is None:
             raise StateError("a sum where no attempt is open")
         others = {other: digest for other, digest in self._journal.now.run.committed.items() if other != name}
-        summation, out = Summation(self._public, self._engine, announcement, others), io.BytesIO()
+        summation, out = Aggregation(self._public, self._engine, announcement, others), io.BytesIO()
         for other, digest in others.items():
             summation.add(summation.open(self._spool.update(digest), other), other)
         return summation.finish(out), out.getvalue()
@@ -49,24 +49,24 @@ class LyingTally(Tally):
     def give_up(self) -> None:
         """Keep the updates of an attempt that will be abandoned."""
         summation = self.fold()
-        if isinstance(summation, LyingSummation):
+        if isinstance(summation, LyingAggregation):
             self.memory.abandoned = summation.uploads
 
 
 class LyingCoordinator(Coordinator):
     """Shows clients what a liar shows, from round 1 on."""
 
-    tally_type = LyingTally
+    store_type = LyingStore
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._lie = LyingTally.memory.lie
+        self._lie = LyingStore.memory.lie
         self._first: Record | None = None
         self.fork: tuple[str, Record, bytes] | None = None
 
     async def _publish(self) -> None:
-        announcement, tally = self.run.announcement, self._tally
-        if announcement is None or not isinstance(tally, LyingTally):
+        announcement, tally = self.run.announcement, self._store
+        if announcement is None or not isinstance(tally, LyingStore):
             raise StateError("an attempt was closed, and none is open")
         if self._lie == "mix-attempts" and (announcement.round, announcement.attempt) == (1, 1):
             await asyncio.to_thread(tally.give_up)

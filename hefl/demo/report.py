@@ -14,7 +14,7 @@ from rich.table import Table
 
 from hefl.ckks.context import seal_version
 from hefl.demo.processes import Event
-from hefl.demo.training import Shares, Task, Training
+from hefl.demo.training import DataSplit, Task, Training
 from hefl.encoding.codec import Metrics
 from hefl.files import replacing
 from hefl.timings import PHASES
@@ -24,7 +24,7 @@ _PACKAGES = ("hefl", "tenseal", "numpy", "torch", "scikit-learn", "cryptography"
 
 
 def build_report(
-    task: Task, shares: Shares, encrypted: Training, plaintext: Training, pooled: Sequence[Metrics]
+    task: Task, shares: DataSplit, encrypted: Training, plaintext: Training, pooled: Sequence[Metrics]
 ) -> Report:
     """Everything that the demo found out, as README.md describes ``report.json``."""
     names = sorted(encrypted.clients)

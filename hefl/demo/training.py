@@ -25,7 +25,7 @@ from hefl.demo.processes import ChildFailedError, Children, Event, run_federatio
 from hefl.encoding.codec import Metrics
 from hefl.errors import HeflError, TamperError, UploadError, UsageError
 from hefl.keys import authority
-from hefl.models.trainer import GuardedTrainer
+from hefl.models.trainer import CheckedTrainer
 
 log = logging.getLogger("hefl")
 
@@ -75,7 +75,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
+class DataSplit:
     """Who has which data.
 
     Attributes:
@@ -113,7 +113,7 @@ def client_names(count: int) -> tuple[str, ...]:
     return tuple(NAMES[i] if i < len(NAMES) else f"client-{i + 1}" for i in range(count))
 
 
-def share_data(task: Task) -> Shares:
+def split_data(task: Task) -> DataSplit:
     """Share the data as the clients will.
 
     Raises:
@@ -122,7 +122,7 @@ def share_data(task: Task) -> Shares:
     names = dict(enumerate(task.names, 1))
     splits = load_parts(task.data, task.clients, task.partition, names=names)
     labels = [np.bincount(split.labels, minlength=split.classes).tolist() for split in splits]
-    return Shares(dict(zip(task.names, labels, strict=True)), len(splits[0].validation_labels))
+    return DataSplit(dict(zip(task.names, labels, strict=True)), len(splits[0].validation_labels))
 
 
 def run_training(folder: Path, task: Task, engine: str, progress: Progress) -> Training:
@@ -259,7 +259,7 @@ def train_pooled(task: Task, progress: Progress) -> list[Metrics]:
     Returns:
         Metrics of models 0 to ``rounds``, on the rows that validate for the clients too.
     """
-    trainer = GuardedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
+    trainer = CheckedTrainer(load_example(f"{task.data}:1/1", seed=task.seed), "pooled", task.seed)
     arrays = trainer.initial()
     metrics: list[Metrics] = [dict(trainer.evaluate(arrays, 0).metrics)]
     for number in range(1, task.rounds + 1):

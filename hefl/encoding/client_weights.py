@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.encoding.codec import AS_ANNOUNCED, Averages, Codec, Exchange, Scales, Shares, Sum
+from hefl.encoding.codec import AS_ANNOUNCED, Averages, Codec, RoundKind, Scales, Shares, Sum
 from hefl.encoding.kernels import largest_magnitude
 from hefl.errors import UploadError
 from hefl.models.layout import Arrays
@@ -34,7 +34,7 @@ class ClientWeightedCodec:
         self._bound = (1 << (precision_bits - 1)) - 1
         self._weight = weight
 
-    def values(self, exchange: Exchange) -> int:
+    def values(self, exchange: RoundKind) -> int:
         """One more than without the weight; initial arrays are one client's, and weigh 1."""
         return self._codec.values(exchange) + (exchange != "initial")
 

@@ -19,7 +19,7 @@ from hefl.params import METRIC_RANGE
 
 log = logging.getLogger("hefl")
 
-Exchange = Literal["initial", "training", "closing"]
+RoundKind = Literal["initial", "training", "closing"]
 """What a round carries: one client's initial arrays; everyone's parameters and metrics; metrics of the last model."""
 
 Metrics = dict[str, float | None]
@@ -70,7 +70,7 @@ class Codec(Protocol):
     the sum of the other is the mean by rows.
     """
 
-    def values(self, exchange: Exchange) -> int:
+    def values(self, exchange: RoundKind) -> int:
         """Length of the vector."""
 
     def encode_initial(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -137,7 +137,7 @@ class FloatCodec:
         self.limit = limit
         self._dtype = dtype
 
-    def values(self, exchange: Exchange) -> int:
+    def values(self, exchange: RoundKind) -> int:
         """Length of the vector."""
         metrics = 3 * len(self.layout.metrics)
         return {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hefl.encoding.codec import AS_ANNOUNCED, Averages, Exchange, Metrics, Scales, Shares, Sum, numbers
+from hefl.encoding.codec import AS_ANNOUNCED, Averages, Metrics, RoundKind, Scales, Shares, Sum, numbers
 from hefl.encoding.kernels import I64, Floats, check_quantise, divide_scaled, largest_magnitude, round_scaled
 from hefl.errors import NotFiniteError, OutOfRangeError, UploadError
 from hefl.models.layout import Arrays, Layout, Tensor
@@ -85,7 +85,7 @@ class FixedPointCodec:
         self._word_bits = word_bits(precision_bits)
         self._wide: set[str] = set()  # tensors whose wide range was said
 
-    def values(self, exchange: Exchange) -> int:
+    def values(self, exchange: RoundKind) -> int:
         """Length of the vector."""
         metrics = len(self.layout.metrics) * (self._digits(PRODUCT_BITS) + self._digits(SHARE_BITS) + 1)
         if exchange == "initial":

@@ -71,7 +71,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Seal:
+class Trailer:
     """What an engine adds to an update's blocks.
 
     Attributes:
@@ -86,7 +86,7 @@ class Seal:
 class Aggregator(Protocol):
     """Adds weighted updates of one attempt."""
 
-    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
         """Fold one participant's update in, whole or not at all.
 
         Raises:
@@ -141,7 +141,7 @@ class Engine(Protocol):
     def tag_bytes(self, attempt: Attempt) -> int:
         """Length of an update's tag, and of a sum's; 0 where the engine cannot authenticate."""
 
-    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Encrypt a vector of shape (attempt.values,) that this engine's codec made, block by block."""
 
     def aggregator(self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None) -> Aggregator:

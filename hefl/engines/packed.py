@@ -33,7 +33,7 @@ from hefl.ckks.sampling import Streams, draw_noise, draw_secret
 from hefl.ckks.selftest import check_kernels
 from hefl.encoding.codec import Sum
 from hefl.encoding.fixedpoint import FixedPointCodec
-from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Weighting, Write, check_members
+from hefl.engines.engine import Attempt, Blocks, Member, Terms, Trailer, Vector, Weighting, Write, check_members
 from hefl.errors import EngineError, MalformedError, ParametersError, TamperError, UploadError
 from hefl.models.layout import Layout
 from hefl.params import (
@@ -138,7 +138,7 @@ class PackedEngine:
         """As the plan has it."""
         return self.plan(attempt).tag_bytes
 
-    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Encrypt an int64 vector of shape (attempt.values,); see engine.Engine.
 
         Raises:
@@ -164,7 +164,7 @@ class PackedEngine:
             write(data)
             hashes.append(part)
         tag = mac.add_pad(mac.total(hashes), name, seed, 1)
-        return Seal(seed, tag_to_bytes(tag, plan.limb_bits))
+        return Trailer(seed, tag_to_bytes(tag, plan.limb_bits))
 
     def aggregator(
         self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
@@ -278,7 +278,7 @@ class PackedAggregator:
         self._moduli = basis.moduli.astype(np.uint64)[:, None]
         self._broken = False
 
-    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         coder, weight = self._coder, self._weights[name]
         tag = tag_from_bytes(seal.tag, coder.basis)

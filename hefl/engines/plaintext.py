@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import FloatCodec, Sum
-from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
+from hefl.engines.engine import Attempt, Blocks, Member, Terms, Trailer, Vector, Write
 from hefl.errors import MalformedError
 from hefl.models.layout import Layout
 from hefl.params import MAX_NUM_EXAMPLES
@@ -66,11 +66,11 @@ class PlaintextEngine:
         """None: sums are not authenticated."""
         return 0
 
-    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Write the vector as little-endian float32; see engine.Engine."""
         for at in range(0, attempt.values, BLOCK):
             write(_bytes(vector[at : at + BLOCK]))
-        return Seal()
+        return Trailer()
 
     def aggregator(
         self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
@@ -102,7 +102,7 @@ class PlaintextAggregator:
         self._total = math.fsum(attempt.weights[name] for name in members)
         self._sum = np.zeros(attempt.values, np.float32)
 
-    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         factor = np.float32(self._attempt.weights[name] / self._total)
         parts = [self._sum[at : at + BLOCK] for at in range(0, self._attempt.values, BLOCK)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
 from hefl.encoding.codec import FloatCodec, Sum
-from hefl.engines.engine import Attempt, Blocks, Member, Seal, Terms, Vector, Write
+from hefl.engines.engine import Attempt, Blocks, Member, Terms, Trailer, Vector, Write
 from hefl.errors import MalformedError, OutOfRangeError
 from hefl.models.layout import Layout
 from hefl.params import (
@@ -78,7 +78,7 @@ class SlotsEngine:
         """None: sums are not authenticated."""
         return 0
 
-    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Seal:
+    def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Encrypt chunk by chunk with the secret key; see engine.Engine."""
         import tenseal as ts
 
@@ -87,7 +87,7 @@ class SlotsEngine:
             raise OutOfRangeError(f"the engine 'tenseal' holds values of magnitude below {SLOTS_LIMIT:g} only")
         for at in range(0, attempt.values, SLOTS):
             write(ts.ckks_vector(context, vector[at : at + SLOTS].tolist()).serialize())
-        return Seal()
+        return Trailer()
 
     def aggregator(
         self, public: PublicContext, attempt: Attempt, members: Collection[str] | None = None
@@ -122,7 +122,7 @@ class SlotsAggregator:
         self._sums: list[Any] = []
         self._broken = False
 
-    def add(self, name: str, blocks: Blocks, seal: Seal) -> None:
+    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         # SEAL rescales by its prime, not by 2**40, and TenSEAL then states the scale as 2**40: the factor makes that
         # true. Without it every value would be off by 6e-7 of itself.

@@ -15,7 +15,7 @@ from cryptography import x509
 from hefl.ckks.context import open_public, open_secret
 from hefl.errors import HeflError, KeyFileError, SecretAtServerError, UsageError
 from hefl.files import read_private
-from hefl.inspection.compare import WHOLE_FOLDER, Finding, Ties, compared
+from hefl.inspection.compare import WHOLE_FOLDER, FileReport, References, compared
 from hefl.keys import credentials, file_format, folders, keyfile
 from hefl.keys.strays import AWAY, strays_in
 from hefl.keys.tls import holder_of
@@ -27,7 +27,7 @@ FIRST_BYTES = 64
 """Enough to tell what a file is."""
 
 
-def inspect(paths: Sequence[Path]) -> list[Finding]:
+def inspect(paths: Sequence[Path]) -> list[FileReport]:
     """Describe files, and those in folders, and compare them with each other.
 
     Raises:
@@ -61,7 +61,7 @@ def _folders(path: Path) -> Iterator[Path]:
             yield from _folders(child)
 
 
-def _whole(folder: Path) -> Iterator[Finding]:
+def _whole(folder: Path) -> Iterator[FileReport]:
     """What a party's folder lacks, or may not hold, or who may enter it that may not."""
     present = {path.name for path in folder.iterdir()}
     kind, names = max(folders.FOLDERS.items(), key=lambda item: len(present.intersection(item[1])))
@@ -83,19 +83,21 @@ def _whole(folder: Path) -> Iterator[Finding]:
         problems.append(error)
     if problems:
         whose = "a client's" if kind == "client" else f"the {kind}'s"
-        yield Finding(path=folder, what=f"{whose} folder", problems=tuple(problems))
+        yield FileReport(path=folder, what=f"{whose} folder", problems=tuple(problems))
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def _describe(path: Path) -> Finding:
+def _describe(path: Path) -> FileReport:
     """What one file is; whatever is wrong with it is told, not raised."""
     try:
         with path.open("rb") as file:
             start = file.read(FIRST_BYTES)
     except OSError as error:
-        return Finding(path=path, what="unknown", problems=(KeyFileError(f"{path} cannot be read: {error.strerror}"),))
+        return FileReport(
+            path=path, what="unknown", problems=(KeyFileError(f"{path} cannot be read: {error.strerror}"),)
+        )
     kind = next((k for k in _KINDS if start.startswith(k.begins)), None)
     if kind is None and start and path.suffix in SUFFIXES:
         kind = _Kind(b"", "a model", _model)
@@ -103,19 +105,19 @@ def _describe(path: Path) -> Finding:
         try:
             return kind.describe(path)
         except HeflError as error:
-            return Finding(path=path, what=f"{kind.what}, which cannot be used", problems=(error,))
+            return FileReport(path=path, what=f"{kind.what}, which cannot be used", problems=(error,))
     what = "an empty file" if not start else "no file that hefl inspects"
     known = {name for names in folders.FOLDERS.values() for name in names}
     if path.name not in known:
-        return Finding(path=path, what=what)
-    return Finding(path=path, what=what, problems=(KeyFileError(f"{path} is {what}", hint=file_format.AGAIN),))
+        return FileReport(path=path, what=what)
+    return FileReport(path=path, what=what, problems=(KeyFileError(f"{path} is {what}", hint=file_format.AGAIN),))
 
 
-def _key_file(path: Path) -> Finding:
+def _key_file(path: Path) -> FileReport:
     file = file_format.read(path)
     kind, shown = file.kind, file.fields
     fingerprints = "-".join(shown[name] for name in ("ckks-fingerprint", "group-fingerprint") if name in shown)
-    ties = Ties(
+    ties = References(
         identity=file.identity,
         holder=file.holder,
         is_client=file.holder not in ("server", "authority"),
@@ -135,12 +137,12 @@ def _key_file(path: Path) -> Finding:
         details.append(("sealed", "with a passphrase; what is inside was not looked at"))
     expected = f"{shown['content'] if kind == 'sealed' else kind}.hefl"
     problems = _misnamed(path, expected) if expected != "tls-key.hefl" else ()
-    return Finding(
+    return FileReport(
         path=path,
         what=what,
         audience=audience.format(file.holder),
         details=tuple(details),
-        ties=ties,
+        references=ties,
         problems=problems,
     )
 
@@ -154,7 +156,7 @@ _KEY_FILES = {
 }
 
 
-def _certificate(path: Path) -> Finding:
+def _certificate(path: Path) -> FileReport:
     certificate = credentials.read_certificate(path)
     holder = holder_of(certificate, path)
     end = certificate.not_valid_after_utc
@@ -167,7 +169,7 @@ def _certificate(path: Path) -> Finding:
         problems.append(error)
     notice = None if problems else credentials.expiry_notice(str(path), certificate)
     whose = f"client {holder.name}" if holder.is_client else f"the {holder.name}"
-    return Finding(
+    return FileReport(
         path=path,
         what=f"the certificate of {whose}",
         audience="anybody",
@@ -175,7 +177,7 @@ def _certificate(path: Path) -> Finding:
             ("valid", f"{certificate.not_valid_before_utc:%Y-%m-%d} to {end:%Y-%m-%d}"),
             *((("names", " ".join(hosts)),) if hosts else ()),
         ),
-        ties=Ties(
+        references=References(
             identity=holder.identity,
             holder=holder.name,
             is_client=holder.is_client,
@@ -187,23 +189,23 @@ def _certificate(path: Path) -> Finding:
     )
 
 
-def _private_key(path: Path) -> Finding:
+def _private_key(path: Path) -> FileReport:
     key = credentials.parse_key(path, read_private(path, credentials.MAX_BYTES))
-    return Finding(
+    return FileReport(
         path=path,
         what="a private TLS key",
         audience="its holder alone: whoever has it can pose as the holder",
         details=(("sealed", "no: it needs no passphrase"),),
-        ties=Ties(public_key=key.public_key()),
+        references=References(public_key=key.public_key()),
     )
 
 
-def _frame(path: Path) -> Finding:
+def _frame(path: Path) -> FileReport:
     frame = frames.open_frame(path)
     header = frame.header
     of = f"round {header.round}, attempt {header.attempt}"
     update = header.kind == "update"
-    return Finding(
+    return FileReport(
         path=path,
         what=f"the encrypted update of client {header.name}, {of}" if update else f"the encrypted sum of {of}",
         audience="whoever holds no secret.hefl of its key generation: with one, it can be read",
@@ -212,13 +214,13 @@ def _frame(path: Path) -> Finding:
             ("values", f"{header.values:,} in {header.block_count} blocks"),
             *((("members", " ".join(m.name for m in frame.members)),) if frame.members else ()),
         ),
-        ties=Ties(identity=header.identity),
+        references=References(identity=header.identity),
     )
 
 
-def _journal(path: Path) -> Finding:
+def _journal(path: Path) -> FileReport:
     run = read_moment(path.parent).run
-    return Finding(
+    return FileReport(
         path=path,
         what="the journal of a run, at the server",
         audience="the server's operator: it names who takes part",
@@ -226,9 +228,9 @@ def _journal(path: Path) -> Finding:
     )
 
 
-def _model(path: Path) -> Finding:
+def _model(path: Path) -> FileReport:
     arrays = read_arrays(path)
-    return Finding(
+    return FileReport(
         path=path,
         what="a model, not encrypted",
         audience="the clients: a model can tell of the data that it was trained on",
@@ -244,7 +246,7 @@ class _Kind(NamedTuple):
 
     begins: bytes
     what: str
-    describe: Callable[[Path], Finding]
+    describe: Callable[[Path], FileReport]
 
 
 _KINDS = (

@@ -178,7 +178,7 @@ class Evaluation:
         return dict.fromkeys(self.metrics, Fraction(self.rows, weight))
 
 
-class GuardedTrainer:
+class CheckedTrainer:
     """Calls a trainer, and checks what it returns.
 
     Args:

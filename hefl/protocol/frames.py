@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from hefl.engines.engine import Member, Seal
+from hefl.engines.engine import Member, Trailer
 from hefl.errors import ConflictError, EngineError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.identity import Identity
 from hefl.params import MAX_CLIENTS
@@ -144,7 +144,7 @@ class Writer:
         self._put(LENGTH.pack(len(data)))
         self._put(data)
 
-    def finish(self, seal: Seal) -> bytes:
+    def finish(self, seal: Trailer) -> bytes:
         """Write the end; returns the digest."""
         if self._left or len(seal.tag) != self._tag_bytes:
             raise ValueError(f"{self._left} blocks are missing, or the tag has {len(seal.tag)} bytes")
@@ -169,7 +169,7 @@ class Frame:
     source: Source
     header: Header
     members: tuple[Member, ...]
-    seal: Seal
+    seal: Trailer
     digest: bytes
     _first_block: int
 
@@ -241,7 +241,7 @@ def open_frame(source: Source, expected: Header | None = None) -> Frame:
             if length > MAX_BLOCK_BYTES:
                 raise MalformedError(f"a block of {length} bytes, where none has more than {MAX_BLOCK_BYTES}")
             take(file, length)
-        seal = Seal(take(file, SEED_BYTES), take(file, tag_bytes))
+        seal = Trailer(take(file, SEED_BYTES), take(file, tag_bytes))
         left = size - file.tell() - DIGEST_BYTES
         if left:
             raise MalformedError(f"{left} bytes too many")

@@ -26,7 +26,7 @@ from typing import Annotated, TypeVar, get_args
 import msgspec
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.encoding.codec import Exchange
+from hefl.encoding.codec import RoundKind
 from hefl.engines.engine import Terms, Weighting
 from hefl.errors import HeflError, LayoutError, MalformedError, MismatchError, ProtocolError, VersionError, from_name
 from hefl.params import MAX_METRICS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN, PROTOCOL
@@ -81,11 +81,11 @@ class Join(Value, frozen=True, kw_only=True):
     join_nonce: Hex16
     layout: Hex32
     sealed_layout: bytes
-    values: dict[Exchange, Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]]
+    values: dict[RoundKind, Annotated[int, msgspec.Meta(ge=1, le=4 * MAX_VALUES)]]
 
     def __post_init__(self) -> None:
-        if self.values.keys() != set(get_args(Exchange)):
-            raise ValueError(f"values must be stated for each of {', '.join(get_args(Exchange))}")
+        if self.values.keys() != set(get_args(RoundKind)):
+            raise ValueError(f"values must be stated for each of {', '.join(get_args(RoundKind))}")
 
     @property
     def terms(self) -> Terms:

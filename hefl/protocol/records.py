@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 
 from hefl.ckks.context import SecretContext
-from hefl.encoding.codec import Exchange
+from hefl.encoding.codec import RoundKind
 from hefl.engines.engine import Attempt, Member, Terms, Weighting
 from hefl.identity import Identity
 from hefl.params import MAX_CLIENTS, MAX_NUM_EXAMPLES, MAX_VALUES, NAME_PATTERN
@@ -55,7 +55,7 @@ class Announcement(Value, frozen=True, kw_only=True):
     run: Hex16
     round: RoundNum
     attempt: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-    exchange: Exchange
+    exchange: RoundKind
     engine: str
     precision_bits: Annotated[int, msgspec.Meta(ge=0, le=64)]
     weighting: Weighting

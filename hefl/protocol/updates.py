@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import Sum
-from hefl.engines.engine import Engine, Member, Seal, Vector, check_members
+from hefl.engines.engine import Engine, Member, Trailer, Vector, check_members
 from hefl.errors import ConflictError, MalformedError, TamperError
 from hefl.params import MIN_CLIENTS
 from hefl.protocol import frames
@@ -21,7 +21,7 @@ def write_update(
     engine: Engine,
     announcement: Announcement,
     name: str,
-) -> Seal:
+) -> Trailer:
     """Encrypt a vector into a file as ``name``'s update; returns its seal, by which its owner knows it again."""
     attempt = announcement.as_attempt()
     header = frames.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
@@ -45,7 +45,7 @@ def max_aggregate_bytes(engine: Engine, announcement: Announcement) -> int:
     return frames.max_bytes(blocks, longest, len(announcement.participants), engine.tag_bytes(attempt))
 
 
-class Summation:
+class Aggregation:
     """The server's half: adds up one attempt's updates, each at most once.
 
     Args:
@@ -122,7 +122,7 @@ class Summation:
         header = frames.Header.of("aggregate", self._identity, self._announcement, blocks)
         writer = frames.Writer(file, header, members, self._engine.tag_bytes(self._attempt))
         tag = self._aggregator.finish(writer.block)
-        digest = writer.finish(Seal(tag=tag))
+        digest = writer.finish(Trailer(tag=tag))
         return Record(
             announcement=self._announcement,
             members=tuple(MemberEntry(name=m.name, seed=m.seed.hex(), weight=m.weight) for m in members),

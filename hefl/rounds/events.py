@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hefl.protocol.records import Announcement, Record
@@ -24,7 +25,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class AllowedChanged:
     """These clients may join from now on; whoever else is here has left."""
 
     names: tuple[str, ...]
@@ -53,7 +54,7 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
-class Enough:
+class Declined:
     """A participant will not train any more: it decided, as all do alike, that the model gets no better."""
 
     name: str
@@ -103,7 +104,7 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class Confirmed:
     """A client has the last record, and confirms for the others which one that is."""
 
     name: str
@@ -130,18 +131,38 @@ class Extended:
 Event = (
     Joined
     | Left
-    | Known
+    | AllowedChanged
     | Announced
     | Committed
-    | Enough
+    | Declined
     | Useless
     | Closed
     | Abandoned
     | Stopped
     | Published
     | Finished
-    | Fetched
+    | Confirmed
     | Ended
     | Reopened
     | Extended
 )
+
+KINDS: Mapping[str, type[Event]] = {
+    "joined": Joined,
+    "left": Left,
+    "allowed-changed": AllowedChanged,
+    "announced": Announced,
+    "committed": Committed,
+    "declined": Declined,
+    "useless": Useless,
+    "closed": Closed,
+    "abandoned": Abandoned,
+    "stopped": Stopped,
+    "published": Published,
+    "finished": Finished,
+    "confirmed": Confirmed,
+    "ended": Ended,
+    "reopened": Reopened,
+    "extended": Extended,
+}
+"""By the names that a journal knows them by."""

@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from hefl.encoding.codec import Exchange
+from hefl.encoding.codec import RoundKind
 from hefl.errors import ConflictError, StaleError
 from hefl.protocol.records import Announcement, Record
 from hefl.rounds.events import (
     Abandoned,
+    AllowedChanged,
     Announced,
     Closed,
     Committed,
+    Confirmed,
+    Declined,
     Ended,
-    Enough,
     Event,
     Extended,
-    Fetched,
     Finished,
     Joined,
-    Known,
     Left,
     Published,
     Reopened,
@@ -43,7 +43,7 @@ class Phase(Enum):
     """An attempt is open: waiting for updates."""
     SUMMING = "summing"
     """The attempt is closed: its aggregate is being made."""
-    DRAINING = "draining"
+    FINISHING = "draining"
     """The last round is over: waiting until everyone has fetched its record, and gone."""
     ENDED = "ended"
 
@@ -52,18 +52,18 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.GATHERING: {
         Joined: Phase.GATHERING,
         Left: Phase.GATHERING,
-        Known: Phase.GATHERING,
+        AllowedChanged: Phase.GATHERING,
         Useless: Phase.GATHERING,
         Announced: Phase.COLLECTING,
-        Finished: Phase.DRAINING,
+        Finished: Phase.FINISHING,
         Extended: Phase.GATHERING,
     },
     Phase.COLLECTING: {
         Joined: Phase.COLLECTING,
         Left: Phase.COLLECTING,
-        Known: Phase.COLLECTING,
+        AllowedChanged: Phase.COLLECTING,
         Committed: Phase.COLLECTING,
-        Enough: Phase.COLLECTING,
+        Declined: Phase.COLLECTING,
         Useless: Phase.COLLECTING,
         Closed: Phase.SUMMING,
         Abandoned: Phase.GATHERING,
@@ -73,21 +73,21 @@ TABLE: Mapping[Phase, Mapping[type[Event], Phase]] = {
     Phase.SUMMING: {
         Joined: Phase.SUMMING,
         Left: Phase.SUMMING,
-        Known: Phase.SUMMING,
+        AllowedChanged: Phase.SUMMING,
         Useless: Phase.SUMMING,
         Published: Phase.GATHERING,
         Abandoned: Phase.GATHERING,
         Extended: Phase.SUMMING,
     },
-    Phase.DRAINING: {
-        Joined: Phase.DRAINING,
-        Left: Phase.DRAINING,
-        Known: Phase.DRAINING,
-        Fetched: Phase.DRAINING,
+    Phase.FINISHING: {
+        Joined: Phase.FINISHING,
+        Left: Phase.FINISHING,
+        AllowedChanged: Phase.FINISHING,
+        Confirmed: Phase.FINISHING,
         Ended: Phase.ENDED,
         Extended: Phase.GATHERING,
     },
-    Phase.ENDED: {Reopened: Phase.DRAINING, Extended: Phase.GATHERING},
+    Phase.ENDED: {Reopened: Phase.FINISHING, Extended: Phase.GATHERING},
 }
 
 
@@ -121,9 +121,9 @@ class Run:
         useless: Who says that the last training's sum made no model.
         useless_rounds: Trainings in a row of which half of their members or more have said that.
         called_off: Attempts at the next round that do not count: they came too early, or were still to train.
-        passed_over: Who has failed to send the initial arrays.
+        failed_senders: Who has failed to send the initial arrays.
         model, closing: The last records that carry a model, and the closing metrics.
-        closed_in: Closing rounds that came before further trainings; each has a number of its own.
+        closing_rounds: Closing rounds that came before further trainings; each has a number of its own.
         confirmations: What those who have the last record confirm, by name.
     """
 
@@ -144,14 +144,14 @@ class Run:
     useless: frozenset[str] = frozenset()
     useless_rounds: tuple[int, ...] = ()
     called_off: int = 0
-    passed_over: frozenset[str] = frozenset()
+    failed_senders: frozenset[str] = frozenset()
     model: Record | None = None
     closing: Record | None = None
-    closed_in: frozenset[int] = frozenset()
+    closing_rounds: frozenset[int] = frozenset()
     confirmations: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def exchange(self) -> Exchange:
+    def exchange(self) -> RoundKind:
         """What the next round carries."""
         if self.next_round == 0:
             return "initial"
@@ -160,12 +160,12 @@ class Run:
     @property
     def last_training(self) -> int:
         """Number of the last training's round, where the clients do not have enough before."""
-        return self.rounds + len(self.closed_in)
+        return self.rounds + len(self.closing_rounds)
 
     @property
     def is_over(self) -> bool:
         """There are no more rounds, unless it is extended."""
-        return self.phase in (Phase.DRAINING, Phase.ENDED)
+        return self.phase in (Phase.FINISHING, Phase.ENDED)
 
     @property
     def shown_round(self) -> int:
@@ -219,8 +219,8 @@ class Run:
         return out and self.exchange == "closing"
 
     @property
-    def lacking(self) -> tuple[str, ...]:
-        """Known clients of which nobody knows that they have the result, once there is one."""
+    def unconfirmed(self) -> tuple[str, ...]:
+        """Allowed clients that have not confirmed the final model."""
         return tuple(name for name in self.known if self.is_over and name not in self.confirmations)
 
     @property
@@ -268,7 +268,7 @@ def _check(run: Run, event: Event) -> None:
             if record.announcement != run.announcement or not members <= run.committed.keys():
                 raise ConflictError(f"the record of round {record.announcement.round} is not of the closed attempt")
             _check_whole(run, record)
-        case Enough(name):
+        case Declined(name):
             if run.announcement is None or name not in run.announcement.names:
                 raise ConflictError(f"{name} takes no part in this attempt")
             if run.exchange != "training" or run.next_round == 1 or name in run.committed:
@@ -311,21 +311,23 @@ def _apply(run: Run, event: Event) -> Run:
             return replace(run, sessions=joined, useless=run.useless - {name})
         case Left(name):
             return replace(run, sessions={n: s for n, s in run.sessions.items() if n != name})
-        case Known(names):
+        case AllowedChanged(names):
             return replace(run, known=names, sessions={n: s for n, s in run.sessions.items() if n in names})
-        case Fetched(name, confirmation):
+        case Confirmed(name, confirmation):
             return replace(run, confirmations={**run.confirmations, name: confirmation})
         case Extended(rounds):
             sessions = {} if run.is_over else run.sessions  # whoever was here has gone, or is about to
-            before = run.closed_in | ({run.next_round - 1} if run.closed else set())
-            return replace(run, rounds=rounds, stopped=False, closed_in=before, confirmations={}, sessions=sessions)
+            before = run.closing_rounds | ({run.next_round - 1} if run.closed else set())
+            return replace(
+                run, rounds=rounds, stopped=False, closing_rounds=before, confirmations={}, sessions=sessions
+            )
         case Reopened():
             return replace(run, sessions={})  # whoever was here has gone
         case Closed() | Finished() | Ended():
             return run
         case Committed():
             return _commit(run, event)
-        case Enough(name):
+        case Declined(name):
             return replace(run, enough=run.enough | {name})
         case Useless():
             return _useless(run, event)
@@ -341,7 +343,7 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
             return replace(run, announcement=announcement, attempt=announcement.attempt)
         case Abandoned(culprits, is_counted):
             called_off = run.called_off if is_counted else run.attempt
-            return replace(run, passed_over=run.passed_over | culprits, called_off=called_off)
+            return replace(run, failed_senders=run.failed_senders | culprits, called_off=called_off)
         case Stopped():
             return replace(run, stopped=True, called_off=run.attempt)
         case Published(record):
@@ -353,12 +355,13 @@ def _open_or_end(run: Run, event: Announced | Abandoned | Stopped | Published) -
                 model=run.model if closing else record,
                 closing=record if closing else run.closing,
                 # Extended while it closed.
-                closed_in=run.closed_in | ({run.next_round} if closing and run.exchange == "training" else set()),
+                closing_rounds=run.closing_rounds
+                | ({run.next_round} if closing and run.exchange == "training" else set()),
                 head=record.head,
                 next_round=run.next_round + 1,
                 attempt=0,
                 called_off=0,
-                passed_over=frozenset(),
+                failed_senders=frozenset(),
             )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from hefl.encoding.codec import Exchange
+from hefl.encoding.codec import RoundKind
 from hefl.engines.engine import Terms
 from hefl.params import (
     JOIN_WAIT_S,
@@ -32,7 +32,7 @@ from hefl.rounds.run import Phase, Run
 class Announce:
     """Open an attempt with these participants."""
 
-    exchange: Exchange
+    exchange: RoundKind
     names: tuple[str, ...]
     weights: Mapping[str, int] | None = None
     """Those of a useless sum, which is tried again; None are what each client has said last."""
@@ -118,7 +118,7 @@ def at_start(run: Run, settings: RunSettings) -> Extended | Reopened | None:
     """What becomes of a run before a server goes on with it; None for one that has ended leaves nothing to do."""
     if settings.rounds and settings.rounds > run.rounds:
         return Extended(settings.rounds)
-    return Reopened() if run.phase is Phase.ENDED and settings.linger_s and run.lacking else None
+    return Reopened() if run.phase is Phase.ENDED and settings.linger_s and run.unconfirmed else None
 
 
 def decide(run: Run, clock: Clock) -> Decision | None:
@@ -128,14 +128,14 @@ def decide(run: Run, clock: Clock) -> Decision | None:
             return _gather(run, clock)
         case Phase.COLLECTING:
             return _collect(run, clock)
-        case Phase.DRAINING:
+        case Phase.FINISHING:
             return None if _is_needed(run, clock) else End()
     return None
 
 
 def _is_needed(run: Run, clock: Clock) -> bool:
     """Whether anybody may still want the result. A client goes when it has the others' confirmations."""
-    if run.lacking and clock.phase_s < clock.linger_s:
+    if run.unconfirmed and clock.phase_s < clock.linger_s:
         return True
     # One that is silent and has not confirmed may have been killed, and come back for it.
     here = [name for name in run.sessions if name not in clock.silent or name not in run.confirmations]
@@ -159,7 +159,7 @@ def _gather(run: Run, clock: Clock) -> Decision | None:
     if run.attempt == 0 and len(present) < len(run.known) and clock.enough_s < clock.join_wait_s:
         return None
     # The first by name who has not failed; once everyone has, the first again.
-    sender = next((name for name in present if name not in run.passed_over), present[0])
+    sender = next((name for name in present if name not in run.failed_senders), present[0])
     return Announce("initial", (sender,))
 
 

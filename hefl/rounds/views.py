@@ -190,7 +190,7 @@ def describe(run: Run) -> str:
 
 def length(run: Run) -> str:
     """How long a run is to be, in words."""
-    if not run.closed_in:
+    if not run.closing_rounds:
         return "1 round" if run.rounds == 1 else f"{run.rounds} rounds"
     return f"{run.rounds} trainings, the last in round {run.last_training}"
 

@@ -33,7 +33,7 @@ from hefl.protocol.updates import max_update_bytes
 from hefl.rounds import views
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Clock, RunSettings
-from hefl.server.authentication import Callers
+from hefl.server.authentication import Authenticator
 from hefl.server.coordinator import Coordinator
 from hefl.server.events import Emit, Refusals, say_who_lacks
 from hefl.server.journal import Journal
@@ -117,7 +117,7 @@ class Server:
         self._limits = limits or Limits()
         self._listener: Listener | None = None
         self._turns, self._refusals = Turns(), Refusals(emit)
-        self._callers = Callers(folder, insecure_http=insecure_http)
+        self._authenticator = Authenticator(folder, insecure_http=insecure_http)
         self._reported = -1
         self._coordinator = self.coordinator_type(folder.public, engine, settings, journal, spool, emit)
 
@@ -159,16 +159,16 @@ class Server:
         try:
             url = await self._listen(self._listener)
             # Only now: a server that cannot listen must not have begun anything.
-            await self._coordinator.resume(self._callers.known())
+            await self._coordinator.resume(self._authenticator.known())
             self._listener.accept()
             self._emit({"event": "listening", "url": url})
-            await self._coordinator.know(self._callers.known())
+            await self._coordinator.know(self._authenticator.known())
             self._coordinator.remind()
             while not self._stopped.is_set() and not self._coordinator.ended:
-                await self._coordinator.know(self._callers.known())
+                await self._coordinator.know(self._authenticator.known())
                 await self._coordinator.tick(TICK_S)
             await self._coordinator.stop()
-            if self._coordinator.run.phase is Phase.DRAINING:
+            if self._coordinator.run.phase is Phase.FINISHING:
                 say_who_lacks(self._coordinator.run)
         finally:
             await self._listener.close()
@@ -190,7 +190,7 @@ class Server:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer every refusal as a Refusal; what was not foreseen is logged and tells the client nothing."""
         try:
-            request[CLIENT] = name = self._callers.name_of(request)
+            request[CLIENT] = name = self._authenticator.client_of(request)
             if self._listener:
                 self._listener.identified(request, name)
             return await handler(request)

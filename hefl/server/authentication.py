@@ -16,7 +16,7 @@ from hefl.server.client_list import Roll
 log = logging.getLogger("hefl")
 
 
-class Callers:
+class Authenticator:
     """The clients that may ask, by the lists in the server's folder as they stand at each request.
 
     Args:
@@ -34,7 +34,7 @@ class Callers:
         """All who may ask now."""
         return self._roll.refresh().clients
 
-    def name_of(self, request: web.Request) -> str:
+    def client_of(self, request: web.Request) -> str:
         """The client that asks.
 
         Raises:

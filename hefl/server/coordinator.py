@@ -28,7 +28,7 @@ from hefl.server.events import Emit, News
 from hefl.server.journal import Journal
 from hefl.server.presence import Presence
 from hefl.server.spool import Spool, Upload
-from hefl.server.store import Tally
+from hefl.server.store import DurableStore
 
 log = logging.getLogger("hefl")
 
@@ -50,7 +50,7 @@ class Coordinator:
         emit: Is told every event, as a flat mapping.
     """
 
-    tally_type: ClassVar[type[Tally]] = Tally
+    store_type: ClassVar[type[DurableStore]] = DurableStore
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Coordinator:
         self._phase_since = self._enough_since = self._reminded = time.monotonic()
         self._presence = Presence(self.run.sessions)
         self._spent_since: float | None = None  # when sum after sum had made no model
-        self._tally = self.tally_type(public, engine, journal, spool, settings.keep)
+        self._store = self.store_type(public, engine, journal, spool, settings.keep)
         self._full = False
 
     @property
@@ -102,7 +102,7 @@ class Coordinator:
             StateError: A file that it names is missing or damaged.
         """
         run, announcement = self.run, self.run.announcement
-        await asyncio.to_thread(self._tally.check_files)
+        await asyncio.to_thread(self._store.check_files)
         if (kept := self._journal.settings) != self.settings.kept:
             await asyncio.to_thread(self._journal.settle, self.settings.kept)
             self._news.settled(kept, self.settings.kept)
@@ -119,7 +119,7 @@ class Coordinator:
                 if late and set(announcement.names) - run.committed.keys() - run.enough:
                     await self._abandon("its deadline passed while the server was away", frozenset())
                 else:
-                    await asyncio.to_thread(self._tally.fold)
+                    await asyncio.to_thread(self._store.fold)
             if event := schedule.at_start(replace(self.run, known=known), self.settings):
                 before = self.run
                 await self._apply(event)
@@ -241,29 +241,29 @@ class Coordinator:
     async def _abandon(self, reason: str, culprits: frozenset[str], *, is_counted: bool = True) -> None:
         await self._apply(events.Abandoned(culprits, is_counted))
         self._news.abandoned(self.run, reason)
-        await asyncio.to_thread(self._tally.end_attempt)
+        await asyncio.to_thread(self._store.end_attempt)
 
     async def _stop_training(self) -> None:
         await self._apply(events.Stopped())
         self._news.stopped(self.run)
-        await asyncio.to_thread(self._tally.end_attempt)
+        await asyncio.to_thread(self._store.end_attempt)
 
     async def _publish(self) -> None:
         """Write the closed attempt's aggregate."""
         announcement = self.run.announcement
         if announcement is None:
             raise StateError("an attempt was closed, and none is open")
-        bytes_up = self._tally.bytes_up()
+        bytes_up = self._store.bytes_up()
         try:
-            record = await asyncio.to_thread(self._tally.write_aggregate)
+            record = await asyncio.to_thread(self._store.write_aggregate)
             await self._apply(events.Published(record))
         except DiskFullError:
             raise  # the attempt is closed, and its sum waits for room
         except ProtocolError as error:
             await self._abandon(str(error), frozenset())
             return
-        await asyncio.to_thread(self._tally.end_attempt)
-        self._news.published(record, bytes_up, self._tally.timings.take())
+        await asyncio.to_thread(self._store.end_attempt)
+        self._news.published(record, bytes_up, self._store.timings.take())
 
     # --- what clients bring -------------------------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Coordinator:
         """
         async with self._lock:
             views.check_open(self.run, announcement)
-            summation = await asyncio.to_thread(self._tally.fold)
+            summation = await asyncio.to_thread(self._store.fold)
         try:
             frame = await asyncio.to_thread(summation.open, upload.path, name)
         except FileNotFoundError as error:  # uploads go when their attempt ends
@@ -349,7 +349,7 @@ class Coordinator:
             event, before = events.Committed(name, upload.digest, next_num_examples, whole), self.run
             if views.is_committed(self.run, name, upload.digest):
                 return
-            await asyncio.to_thread(self._tally.take, frame, event)
+            await asyncio.to_thread(self._store.take, frame, event)
             self._news.update(announcement.round, name, upload.held_bytes)
             await self._tell(before)
 
@@ -363,7 +363,7 @@ class Coordinator:
         async with self._lock:
             views.check_open(self.run, announcement)
             if name not in self.run.enough:
-                await self._apply(events.Enough(name))
+                await self._apply(events.Declined(name))
                 log.info("round %d: %s has had enough", announcement.round, name)
 
     async def useless(self, name: str, round_num: int) -> int:
@@ -393,7 +393,7 @@ class Coordinator:
         """A client has the last record, and confirms it to the others."""
         async with self._lock:
             if self.run.confirmations.get(name) != confirmation:
-                await self._apply(events.Fetched(name, confirmation))
+                await self._apply(events.Confirmed(name, confirmation))
 
     async def leave(self, name: str) -> None:
         """A client goes."""
@@ -412,7 +412,7 @@ class Coordinator:
             if self.ended or (names == self.run.known and not gone):
                 return
             try:
-                await self._apply(events.Known(names))
+                await self._apply(events.AllowedChanged(names))
             except DiskFullError:
                 return  # the list is read again
         for name in gone:
@@ -421,7 +421,7 @@ class Coordinator:
 
     def aggregate(self, round_num: int) -> Path:
         """Where a round's aggregate is. Raises StaleError where it is not kept."""
-        path = self._tally.aggregate(round_num)
+        path = self._store.aggregate(round_num)
         if path is None:
             raise StaleError(f"the aggregate of round {round_num} is not kept")
         return path

@@ -170,8 +170,8 @@ class News:
             names = ", ".join(absent)
             log.info("waiting for %s to join (%d here, at least %d needed)", names, len(here), min_clients)
         left_s = clock.linger_s - clock.phase_s
-        if run.phase is Phase.DRAINING and run.lacking and left_s > 0:
-            log.info("serving the result to %s, for %.0f s more", ", ".join(run.lacking), left_s)
+        if run.phase is Phase.FINISHING and run.unconfirmed and left_s > 0:
+            log.info("serving the result to %s, for %.0f s more", ", ".join(run.unconfirmed), left_s)
 
 
 class Lines:
@@ -218,11 +218,11 @@ class Refusals:
 
 def ended(run: Run) -> dict[str, Any]:
     """The event that a run is over."""
-    return {"event": "ended", "rounds": run.model_round, "lacking": list(run.lacking)}
+    return {"event": "ended", "rounds": run.model_round, "lacking": list(run.unconfirmed)}
 
 
 def say_who_lacks(run: Run) -> None:
     """Log who may not have the result of a run that is over, if anybody."""
-    if run.lacking:
+    if run.unconfirmed:
         hint = "the same command with --linger 600 serves it for ten minutes to who comes late"
-        log.warning("not known to have the result: %s", ", ".join(run.lacking), extra={"hint": hint})
+        log.warning("not known to have the result: %s", ", ".join(run.unconfirmed), extra={"hint": hint})

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,7 +26,7 @@ from hefl.identity import Identity
 from hefl.params import ROUNDS
 from hefl.protocol.messages import Join
 from hefl.protocol.records import Record, genesis
-from hefl.rounds.events import Announced, Event, Published
+from hefl.rounds.events import KINDS, Announced, Event, Published
 from hefl.rounds.kept_settings import KeptSettings, refuse_another
 from hefl.rounds.run import Run, advance
 from hefl.server.journal_file import damaged, looking, open_file, reader, reported
@@ -35,7 +35,7 @@ from hefl.server.spool import holds_files
 
 FILE = "journal.sqlite"
 APPLICATION_ID = 0x4845464C  # "HEFL", at a fixed place in the file
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 CHECKPOINT_EVENTS = 256
 """So many events between two attempts are replaced by the run that they made: a restart stays quick, a file small."""
 
@@ -57,7 +57,7 @@ CREATE TABLE record (round INTEGER PRIMARY KEY, body BLOB NOT NULL);
 
 T = TypeVar("T")
 
-_EVENTS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
+_NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Journal:
         """
         with self._lock:
             after, at = advance(self.now.run, event), time.time()
-            seq, kind, body = self.now.seq + 1, type(event).__name__, msgspec.json.encode(event)
+            seq, kind, body = self.now.seq + 1, _NAMES[type(event)], msgspec.json.encode(event)
             link = next_link(self._link, seq, at, kind, body)
             with self._transaction() as db:
                 db.execute("INSERT INTO event VALUES (?, ?, ?, ?, ?)", (seq, at, kind, body, link))
@@ -304,7 +304,7 @@ def _load(db: sqlite3.Connection) -> tuple[Moment, bytes, KeptSettings | None, J
         link = next_link(link, number, at, kind, text)
         if number != moment.seq + 1 or link != stored:
             raise ValueError(f"event {number} is not the one that was written")
-        event = _decode(text, _EVENTS[kind])
+        event = _decode(text, KINDS[kind])
         try:
             moment = _moment(moment, number, advance(moment.run, event), event, at)
         except ProtocolError as error:

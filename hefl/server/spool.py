@@ -18,7 +18,7 @@ from hefl.files import create_private, private_folder, replacing, storing, sync_
 from hefl.params import NAME_PATTERN
 from hefl.protocol import frames
 from hefl.protocol.records import Record
-from hefl.protocol.updates import Summation
+from hefl.protocol.updates import Aggregation
 
 _UPLOAD, _UPDATE, _AGGREGATE = map(re.compile, (NAME_PATTERN, r"[0-9a-f]{64}", r"[0-9a-f]{64}|sum|\.?sum\.part"))
 """Names that files get here; one of any other name is not removed."""
@@ -224,7 +224,7 @@ class Spool:
         """Where an aggregate is, or was."""
         return self._aggregates / digest
 
-    def write_aggregate(self, summation: Summation) -> Record:
+    def write_aggregate(self, summation: Aggregation) -> Record:
         """Write a finished sum, whole or not at all, under its digest; returns its record."""
         part = self._aggregates / "sum"
         with storing("the aggregate"):

@@ -13,14 +13,14 @@ from hefl.engines.engine import Engine
 from hefl.errors import MalformedError, StateError
 from hefl.protocol.frames import Frame
 from hefl.protocol.records import Announcement, Record
-from hefl.protocol.updates import Summation
+from hefl.protocol.updates import Aggregation
 from hefl.rounds.events import Committed
 from hefl.server.journal import Journal
 from hefl.server.spool import Spool
 from hefl.timings import Timings
 
 
-class Tally:
+class DurableStore:
     """Adds committed updates up; the sum can be made again from their files at any time.
 
     Args:
@@ -37,7 +37,7 @@ class Tally:
         self._journal = journal
         self._spool = spool
         self._keep = keep
-        self._summation: Summation | None = None
+        self._summation: Aggregation | None = None
         self.timings = Timings()
 
     def check_files(self) -> None:
@@ -46,7 +46,7 @@ class Tally:
         needed = [record.digest for record in (run.model, run.closing) if record]
         self._spool.check(run.committed.values(), needed, self._kept())
 
-    def fold(self) -> Summation:
+    def fold(self) -> Aggregation:
         """The sum of what is committed."""
         if self._summation is None:
             run = self._journal.now.run
@@ -55,7 +55,9 @@ class Tally:
             self._summation = self._add_up(run.announcement, run.committed, run.announcement.names)
         return self._summation
 
-    def _add_up(self, announcement: Announcement, committed: Mapping[str, str], planned: Collection[str]) -> Summation:
+    def _add_up(
+        self, announcement: Announcement, committed: Mapping[str, str], planned: Collection[str]
+    ) -> Aggregation:
         """A sum of committed updates, by digest, from their files."""
         summation = self._empty_sum(announcement, planned)
         with self.timings.phase("aggregate"):
@@ -63,8 +65,8 @@ class Tally:
                 summation.add(summation.open(self._spool.update(digest), name), name)
         return summation
 
-    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Summation:
-        return Summation(self._public, self._engine, announcement, planned)
+    def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Aggregation:
+        return Aggregation(self._public, self._engine, announcement, planned)
 
     def take(self, frame: Frame, event: Committed) -> None:
         """Fold an update in and commit it: in this order, for one that does not parse must not be committed.

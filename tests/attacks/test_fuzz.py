@@ -30,7 +30,7 @@ from hefl.identity import Identity
 from hefl.keys import credentials, keyfile, tls
 from hefl.protocol import frames, messages
 from hefl.protocol.records import Announcement, Record, Value, canonical
-from hefl.protocol.updates import Summation, read_aggregate
+from hefl.protocol.updates import Aggregation, read_aggregate
 from hefl.rounds.events import Joined
 from hefl.server.journal import FILE, Journal, read_moment
 
@@ -69,7 +69,7 @@ def test_an_update_is_refused_whole_or_taken_whole(public: PublicContext, update
     """And the sum of the honest ones is the same as if nobody had tried."""
     engine, reached = PackedEngine(), Counter[str]()
     alice = updates["alice"]
-    summation = Summation(public, engine, FRAMES)
+    summation = Aggregation(public, engine, FRAMES)
     _, expected = summed(engine, public, FRAMES, updates)
 
     def check(draw: st.DataObject) -> None:
@@ -84,7 +84,7 @@ def test_an_update_is_refused_whole_or_taken_whole(public: PublicContext, update
             reached.update(word for word in ("residue", "truncated", "too many", "digest") if word in str(error))
         else:
             reached["taken"] += 1
-            summation = Summation(public, engine, FRAMES)
+            summation = Aggregation(public, engine, FRAMES)
 
     with memory_within(MEMORY):
         try_many(300 * size, check)

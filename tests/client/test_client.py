@@ -19,7 +19,7 @@ from hefl.client.global_model import GlobalModel
 from hefl.client.learner import Learner
 from hefl.client.outcome import say_how_it_ended
 from hefl.client.state import ClientState
-from hefl.encoding.codec import Exchange
+from hefl.encoding.codec import RoundKind
 from hefl.engines import packed
 from hefl.engines.load import load_engine
 from hefl.errors import StaleError, TamperError, TrainerError, UnreachableError
@@ -27,7 +27,7 @@ from hefl.files import private_folder
 from hefl.keys import authority, folders
 from hefl.protocol.messages import View, Welcome
 from hefl.protocol.records import Announcement, Participant, Record, genesis
-from hefl.protocol.updates import Summation
+from hefl.protocol.updates import Aggregation
 
 RUN = "ab" * 16
 
@@ -216,7 +216,7 @@ class Course:
         keys = folders.read_client_folder(self.folder / "fed/clients/alice")
         return Client(keys, self.learner("alice"), ClientState(private_folder(self.folder / "alice")))
 
-    def play(self, exchange: Exchange, monkeypatch: pytest.MonkeyPatch, *, useless: bool = False) -> Record:
+    def play(self, exchange: RoundKind, monkeypatch: pytest.MonkeyPatch, *, useless: bool = False) -> Record:
         """One round; its sum can be used, or not."""
         names = ("bob", "carol") if self.number else ("bob",)
         asked = announcement(
@@ -228,7 +228,7 @@ class Course:
             values=self.learners["bob"].values(exchange),
             participants=tuple(Participant(name=n, num_examples=10, join_nonce="00" * 16) for n in names),
         )
-        summation, path = Summation(self.public, self.engine, asked), self.folder / "update"
+        summation, path = Aggregation(self.public, self.engine, asked), self.folder / "update"
         for name in names:
             with monkeypatch.context() as patch:
                 if useless and name == "bob":

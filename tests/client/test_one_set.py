@@ -18,7 +18,7 @@ from hefl.client.state import ClientState
 from hefl.engines.engine import Terms
 from hefl.errors import ConflictError, StaleError, TamperError
 from hefl.params import MAX_USELESS_SUMS
-from hefl.rounds.events import Abandoned, Announced, Closed, Committed, Enough, Joined, Left, Published, Useless
+from hefl.rounds.events import Abandoned, Announced, Closed, Committed, Declined, Joined, Left, Published, Useless
 from hefl.rounds.run import Run, advance
 from hefl.rounds.schedule import Abandon, Announce, Close, Finish, announcement_of, decide
 
@@ -301,7 +301,7 @@ def test_one_that_says_so_and_has_enough_ends_no_training() -> None:
             run = open_again(run)
             for name in ("alice", "bob"):
                 run = advance(run, Committed(name, digest(name), 10))
-            run = advance(run, Enough("carol"))
+            run = advance(run, Declined("carol"))
             decision = decide(run, clock(phase_s=1e9))
             assert isinstance(decision, expected)
             if not isinstance(decision, Abandon):

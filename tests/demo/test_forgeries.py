@@ -10,7 +10,7 @@ import pytest
 from builders import Array
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.demo.forgeries import SUM_LIES, LyingSummation, Memory
+from hefl.demo.forgeries import SUM_LIES, LiarState, LyingAggregation
 from hefl.engines import packed
 from hefl.engines.packed import PackedEngine
 from hefl.errors import ProtocolError
@@ -37,10 +37,10 @@ class Run:
     secret: SecretContext
     public: PublicContext
     engine: PackedEngine
-    memory: Memory
+    memory: LiarState
     weights: tuple[int, ...] = (3, 2, 2)
 
-    def attempt(self, number: int, attempt: int = 1) -> tuple[Announcement, LyingSummation]:
+    def attempt(self, number: int, attempt: int = 1) -> tuple[Announcement, LyingAggregation]:
         announcement = Announcement(
             run="ab" * 16,
             round=number,
@@ -58,7 +58,7 @@ class Run:
                 for n, w in zip(NAMES, self.weights, strict=True)
             ),
         )
-        summation = LyingSummation(self.public, self.engine, announcement, self.memory)
+        summation = LyingAggregation(self.public, self.engine, announcement, self.memory)
         for i, name in enumerate(NAMES):
             out = io.BytesIO()
             vector: Array = np.arange(VALUES) * (i + 1) % 1000 - 500
@@ -82,7 +82,7 @@ class Run:
 def test_a_lie_about_a_sum_is_refused_before_any_secret_operation(
     secret: SecretContext, public: PublicContext, lie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(secret, public, PackedEngine(), Memory(lie))
+    run = Run(secret, public, PackedEngine(), LiarState(lie))
     if lie == "mix-attempts":
         run.memory.abandoned = run.attempt(1, attempt=1)[1].uploads
     for number in (1, 2):

@@ -10,7 +10,7 @@ from builders import Array, weighted_mean
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hefl.encoding.codec import Averages, Exchange, FloatCodec, Sum
+from hefl.encoding.codec import Averages, FloatCodec, RoundKind, Sum
 from hefl.errors import LayoutError, MalformedError, NotFiniteError, OutOfRangeError
 from hefl.models.layout import describe
 
@@ -37,7 +37,7 @@ def changed(tensor: int, index: tuple[int, ...], value: float) -> list[Array]:
 @pytest.mark.parametrize("metrics", [[], ["loss"], ["loss", "accuracy"]])
 def test_the_announced_length_is_the_encoded_one(metrics: list[str]) -> None:
     codec = FloatCodec(describe(MODEL, metrics, None, [None, "integer", None]), LIMIT)
-    encoded: dict[Exchange, Array] = {
+    encoded: dict[RoundKind, Array] = {
         "initial": codec.encode_initial(MODEL),
         "training": codec.encode_model(MODEL, METRICS, ()),
         "closing": codec.encode_metrics(METRICS),

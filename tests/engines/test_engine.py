@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engines.engine import Attempt, Engine, Member, Seal
+from hefl.engines.engine import Attempt, Engine, Member, Trailer
 from hefl.engines.load import load_engine
 from hefl.errors import EngineError, MalformedError
 from hefl.params import DEFAULT_ENGINE, ENGINES
@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 def encrypted(engine: Engine, secret: SecretContext, attempt: Attempt, name: str, vector: Array) -> list[bytes]:
     blocks: list[bytes] = []
-    assert engine.encrypt(vector, secret, attempt, name, lambda b: blocks.append(bytes(b))) == Seal()
+    assert engine.encrypt(vector, secret, attempt, name, lambda b: blocks.append(bytes(b))) == Trailer()
     return blocks
 
 
@@ -46,7 +46,7 @@ def summed(
     """The mean of those who are in, by way of the engine."""
     aggregator = engine.aggregator(public, attempt, updates)
     for name, blocks in updates.items():
-        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     tag = aggregator.finish(lambda b: out.append(bytes(b)))
     assert len(out) == engine.block_count(attempt)
@@ -130,9 +130,9 @@ def test_a_block_that_does_not_parse_is_refused_and_leaves_the_sum_as_it_was(
     good = encrypted(engine, secret, attempt, "a", np.full(values, 2.0))
     assert len(good) == 2
     aggregator = engine.aggregator(public, attempt, ["a"])
-    aggregator.add("a", lambda: iter(good), Seal())
+    aggregator.add("a", lambda: iter(good), Trailer())
     with pytest.raises(MalformedError):
-        aggregator.add("a", lambda: iter([good[0], damage]), Seal())
+        aggregator.add("a", lambda: iter([good[0], damage]), Trailer())
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = engine.decrypt(lambda: iter(out), b"", secret, attempt, [Member("a", bytes(32), 3)])
@@ -151,7 +151,7 @@ def test_blocks_of_another_length_of_vector_are_refused(
     attempt = attempt_of(3, [1, 1])
     longer = encrypted(engine, secret, attempt_of(4, [1, 1]), "a", np.zeros(4))
     with pytest.raises(MalformedError, match="belong"):
-        engine.aggregator(public, attempt).add("a", lambda: iter(longer), Seal())
+        engine.aggregator(public, attempt).add("a", lambda: iter(longer), Trailer())
     with pytest.raises(MalformedError, match="belong"):
         engine.decrypt(lambda: iter(longer), b"", secret, attempt, [Member("a", bytes(32), 1)])
 
@@ -181,9 +181,9 @@ def test_an_engine_that_does_not_exist_is_refused_and_those_that_do_are_listed(n
     assert all(engine in str(caught.value.hint) for engine in ENGINES)
 
 
-@pytest.mark.parametrize("cls", [Attempt, Member, Seal])
+@pytest.mark.parametrize("cls", [Attempt, Member, Trailer])
 def test_values_cannot_be_changed(cls: type) -> None:
-    value = {Attempt: attempt_of(3, [1]), Member: Member("a", bytes(32), 1), Seal: Seal()}[cls]
+    value = {Attempt: attempt_of(3, [1]), Member: Member("a", bytes(32), 1), Trailer: Trailer()}[cls]
     for field in dataclasses.fields(cls):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, field.name, None)

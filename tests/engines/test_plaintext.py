@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engines.engine import Attempt, Seal
+from hefl.engines.engine import Attempt, Trailer
 from hefl.engines.plaintext import BLOCK, PlaintextEngine
 from hefl.errors import NotFiniteError, OutOfRangeError
 from hefl.models.layout import describe
@@ -16,7 +16,7 @@ def test_an_update_is_the_vector_in_little_endian_float32(secret: SecretContext)
     vector = np.random.default_rng(0).normal(size=BLOCK + 3)
     blocks: list[bytes] = []
     attempt = Attempt(bytes(32), vector.size, {"alice": 1})
-    assert ENGINE.encrypt(vector, secret, attempt, "alice", lambda b: blocks.append(bytes(b))) == Seal()
+    assert ENGINE.encrypt(vector, secret, attempt, "alice", lambda b: blocks.append(bytes(b))) == Trailer()
     assert b"".join(blocks) == vector.astype("<f4").tobytes()
     assert [len(block) for block in blocks] == [4 * BLOCK, 12]
 
@@ -26,7 +26,7 @@ def test_a_sum_is_numpys_in_float32(public: PublicContext) -> None:
     vectors = {"alice": np.array([1.1, -2.2], np.float32), "bob": np.array([5.5, 1e30], np.float32)}
     aggregator = ENGINE.aggregator(public, attempt)
     for name, vector in vectors.items():
-        aggregator.add(name, lambda vector=vector: iter([vector.astype("<f4").tobytes()]), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda vector=vector: iter([vector.astype("<f4").tobytes()]), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     expected = np.float32(0.75) * vectors["alice"] + np.float32(0.25) * vectors["bob"]

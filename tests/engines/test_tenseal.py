@@ -11,7 +11,7 @@ import tenseal as ts
 from builders import Array, weighted_mean
 
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engines.engine import Attempt, Member, Seal
+from hefl.engines.engine import Attempt, Member, Trailer
 from hefl.engines.tenseal import SLOTS, SlotsEngine
 from hefl.errors import KeyFileError, MalformedError, OutOfRangeError, SecretAtServerError
 from hefl.models.layout import describe
@@ -31,7 +31,7 @@ def aggregated(secret: SecretContext, public: PublicContext) -> list[bytes]:
     aggregator = ENGINE.aggregator(public, ATTEMPT)
     for name, vector in VECTORS.items():
         blocks = encrypted(secret, vector)
-        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     assert aggregator.finish(lambda b: out.append(bytes(b))) == b""
     return out
@@ -67,10 +67,10 @@ def test_a_sum_in_which_an_update_is_half_is_never_written(secret: SecretContext
 
     aggregator = ENGINE.aggregator(public, attempt)
     with pytest.raises(OSError, match="the disk failed"):
-        aggregator.add("bob", blocks, Seal())
+        aggregator.add("bob", blocks, Trailer())
     # Not even after the same update has come again, whole.
     for name in attempt.weights:
-        aggregator.add(name, lambda: iter(second), Seal())
+        aggregator.add(name, lambda: iter(second), Trailer())
     with pytest.raises(MalformedError, match="in part"):
         aggregator.finish(lambda data: pytest.fail("something was written"))
 
@@ -82,7 +82,7 @@ def test_the_rescale_costs_no_precision_relative_to_the_value(secret: SecretCont
     aggregator = ENGINE.aggregator(public, attempt)
     for name in attempt.weights:
         blocks = encrypted(secret, big, attempt)
-        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = ENGINE.decrypt(lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])
@@ -128,7 +128,7 @@ def test_a_client_without_a_secret_key_cannot_encrypt(secret: SecretContext, pub
 def test_a_truncated_ciphertext_is_refused(secret: SecretContext, public: PublicContext, share: float) -> None:
     (block,) = encrypted(secret, VECTORS["alice"])
     with pytest.raises(MalformedError):
-        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([block[: int(share * len(block))]]), Seal())
+        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([block[: int(share * len(block))]]), Trailer())
 
 
 def test_a_ciphertext_of_another_ring_is_refused(public: PublicContext) -> None:
@@ -136,7 +136,7 @@ def test_a_ciphertext_of_another_ring_is_refused(public: PublicContext) -> None:
     context.global_scale = 2.0**20
     foreign = ts.ckks_vector(context, [1.0, 2.0, 3.0]).serialize()
     with pytest.raises(MalformedError):
-        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([foreign]), Seal())
+        ENGINE.aggregator(public, ATTEMPT).add("alice", lambda: iter([foreign]), Trailer())
 
 
 @pytest.mark.parametrize(("values", "ciphertexts"), [(SLOTS, 1), (SLOTS + 1, 2)])
@@ -173,7 +173,7 @@ def test_a_sum_is_precise_where_the_client_with_nearly_all_examples_is_missing(
     aggregator = ENGINE.aggregator(public, attempt, vectors)
     for name, vector in vectors.items():
         blocks = encrypted(secret, vector, attempt)
-        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = ENGINE.decrypt(lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in vectors])
@@ -186,7 +186,7 @@ def test_the_smallest_share_that_can_be_announced_still_counts(secret: SecretCon
     aggregator = ENGINE.aggregator(public, attempt)
     for name, vector in vectors.items():
         blocks = encrypted(secret, vector, attempt)
-        aggregator.add(name, lambda blocks=blocks: iter(blocks), Seal())  # type: ignore[misc]
+        aggregator.add(name, lambda blocks=blocks: iter(blocks), Trailer())  # type: ignore[misc]
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = ENGINE.decrypt(
@@ -218,9 +218,9 @@ def test_a_ciphertext_of_another_form_is_refused_and_the_sum_goes_on_without_it(
         bad[1] = crafted(secret, [1.0, 2.0])
     aggregator = ENGINE.aggregator(public, attempt)
     with pytest.raises(MalformedError, match="belong"):
-        aggregator.add("alice", lambda: iter(bad), Seal())
+        aggregator.add("alice", lambda: iter(bad), Trailer())
     for name in attempt.weights:
-        aggregator.add(name, lambda: iter(good), Seal())
+        aggregator.add(name, lambda: iter(good), Trailer())
     out: list[bytes] = []
     aggregator.finish(lambda b: out.append(bytes(b)))
     total = ENGINE.decrypt(lambda: iter(out), b"", secret, attempt, [Member(n, bytes(32), 1) for n in attempt.weights])

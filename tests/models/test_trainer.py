@@ -16,7 +16,7 @@ import torch
 from builders import Array
 
 from hefl.errors import LayoutError, NumExamplesError, TrainerError, UsageError
-from hefl.models.trainer import GuardedTrainer, Trainer, check_num_examples, load_trainer
+from hefl.models.trainer import CheckedTrainer, Trainer, check_num_examples, load_trainer
 
 
 class Constant:
@@ -48,8 +48,8 @@ class Constant:
         return answer
 
 
-def guarded(fixed: Any = None, **answers: Any) -> GuardedTrainer:
-    return GuardedTrainer(Constant(**answers), "alice", 3, fixed)
+def guarded(fixed: Any = None, **answers: Any) -> CheckedTrainer:
+    return CheckedTrainer(Constant(**answers), "alice", 3, fixed)
 
 
 # --- sample weights ---------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_anything_else_is_no_weight(value: Any) -> None:
     ids=["given", "stated", "method", "fit"],
 )
 def test_the_weight_is_the_given_one_or_the_trainers_or_what_one_fit_says(
-    trainer: GuardedTrainer, expected: tuple[int, str]
+    trainer: CheckedTrainer, expected: tuple[int, str]
 ) -> None:
     assert trainer.num_examples(trainer.initial()) == expected
 
@@ -108,7 +108,7 @@ def test_a_given_weight_stands_whatever_fit_says() -> None:
 
 def test_every_call_is_told_round_seed_and_client() -> None:
     trainer = Constant()
-    calls = GuardedTrainer(trainer, "alice", 3)
+    calls = CheckedTrainer(trainer, "alice", 3)
     calls.initial()
     calls.fit([], 5)
     calls.evaluate([], 4)
@@ -131,7 +131,7 @@ class InPlace(Constant):
 
 
 def test_a_trainer_that_works_in_place_does_not_touch_the_callers_arrays() -> None:
-    trainer, arrays = GuardedTrainer(InPlace(), "alice", 0), [np.zeros(2), np.zeros(())]
+    trainer, arrays = CheckedTrainer(InPlace(), "alice", 0), [np.zeros(2), np.zeros(())]
     trained, _ = trainer.fit(arrays, 1)
     trainer.evaluate(arrays, 1)
     assert [a.tolist() for a in arrays] == [[0, 0], 0]
@@ -174,7 +174,7 @@ def test_metrics_are_the_loss_and_every_other_number_also_in_an_array_without_di
     assert found.rows == 4
 
 
-def warnings_of(trainer: GuardedTrainer, inner: Constant, caplog: pytest.LogCaptureFixture, told: Any) -> list[str]:
+def warnings_of(trainer: CheckedTrainer, inner: Constant, caplog: pytest.LogCaptureFixture, told: Any) -> list[str]:
     """What evaluating once more says."""
     inner.evaluated = told
     caplog.clear()
@@ -184,7 +184,7 @@ def warnings_of(trainer: GuardedTrainer, inner: Constant, caplog: pytest.LogCapt
 
 def test_what_is_left_out_of_the_averages_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     inner = Constant(evaluated=(0.5, 7, {"accuracy": 0.75, **NO_NUMBERS}))
-    trainer = GuardedTrainer(inner, "alice", 3)
+    trainer = CheckedTrainer(inner, "alice", 3)
     assert trainer.layout(trainer.initial()).metrics == ("loss", "accuracy")
     assert [record.getMessage() for record in caplog.records] == [
         f"model 0: metric {name!r} is no number and is left out of the averages" for name in sorted(NO_NUMBERS)
@@ -252,7 +252,7 @@ class WithoutConfig:
 
 def test_a_method_without_config_is_called_without_it() -> None:
     inner: Any = WithoutConfig()
-    trainer = GuardedTrainer(inner, "alice", 0)
+    trainer = CheckedTrainer(inner, "alice", 0)
     initial = trainer.initial()
     assert [a.shape for a in initial] == [(2,), (3,)]
     trainer.fit(initial, 1)
@@ -288,7 +288,7 @@ class Flat:
 @pytest.mark.parametrize("bare", [True, False])
 def test_one_flat_array_is_handed_as_the_trainer_takes_it_which_the_first_call_shows(bare: bool) -> None:
     inner = Flat(bare=bare)
-    trainer = GuardedTrainer(inner, "alice", 0)
+    trainer = CheckedTrainer(inner, "alice", 0)
     initial = trainer.initial()
     assert [a.tolist() for a in initial] == [[0, 0, 0]]
     for number in (1, 2):
@@ -305,7 +305,7 @@ def test_a_trainer_of_one_flat_array_that_fails_with_both_forms_is_blamed_for_th
         def _take(self, parameters: Any) -> Any:
             raise RuntimeError(f"no data for a {type(parameters).__name__}")
 
-    trainer = GuardedTrainer(Failing(bare=True), "alice", 0)
+    trainer = CheckedTrainer(Failing(bare=True), "alice", 0)
     with pytest.raises(TrainerError, match="fit failed: RuntimeError: no data for a ndarray"):
         trainer.fit(trainer.initial(), 1)
 
@@ -318,7 +318,7 @@ def test_a_trainer_of_a_list_is_called_once_though_it_fails() -> None:
             calls.append(parameters)
             raise RuntimeError("no data")
 
-    trainer = GuardedTrainer(Failing(initial=[np.zeros(3)]), "alice", 0)
+    trainer = CheckedTrainer(Failing(initial=[np.zeros(3)]), "alice", 0)
     with pytest.raises(TrainerError, match="no data"):
         trainer.evaluate(trainer.initial(), 1)
     assert len(calls) == 1
@@ -357,7 +357,7 @@ def test_an_interruption_is_not_the_trainers_fault_and_leaving_is(
             raise stop
 
     with pytest.raises(seen):
-        GuardedTrainer(Interrupted(), "alice", 0).fit([], 1)
+        CheckedTrainer(Interrupted(), "alice", 0).fit([], 1)
 
 
 @pytest.mark.parametrize("returned", [None, [], ([np.zeros(1)], 1), [[np.zeros(1)], 1, {}], np.zeros(3)])

@@ -12,7 +12,7 @@ from builders import announcement, redigested
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hefl.engines.engine import Attempt, Member, Seal
+from hefl.engines.engine import Attempt, Member, Trailer
 from hefl.engines.load import load_engine
 from hefl.errors import ConflictError, EngineError, HeflError, MalformedError, MismatchError, StaleError, VersionError
 from hefl.identity import Identity
@@ -23,7 +23,7 @@ IDENTITY = Identity("0f" * 16, 3)
 HEADER = Header.of("update", IDENTITY, announcement(), 2, "alice")
 MEMBERS = (Member("alice", b"\x01" * 32, 30), Member("bob", b"\x02" * 32, 2**40))
 BLOCKS = [b"first block", b""]
-SEAL = Seal(b"\x03" * 32, b"tag")
+SEAL = Trailer(b"\x03" * 32, b"tag")
 FORMAT = struct.Struct("<4s B B 10s 16s I I I 32s 32s Q I I H".replace(" ", ""))
 """The header, written down once more."""
 
@@ -32,7 +32,7 @@ def framed(
     header: Header = HEADER,
     members: tuple[Member, ...] = (),
     blocks: list[bytes] | None = None,
-    seal: Seal = SEAL,
+    seal: Trailer = SEAL,
 ) -> bytes:
     blocks = BLOCKS if blocks is None else blocks
     file = io.BytesIO()
@@ -87,9 +87,9 @@ def test_what_is_written_is_read(
         block_count=len(blocks),
     )
     members = tuple(Member(f"client-{i}", bytes([i]) * 32, weight) for i, weight in enumerate(weights))
-    data = framed(header, members, blocks, Seal(b"s" * 32, tag))
+    data = framed(header, members, blocks, Trailer(b"s" * 32, tag))
     frame = open_frame(data)
-    assert (frame.header, frame.members, frame.seal) == (header, members, Seal(b"s" * 32, tag))
+    assert (frame.header, frame.members, frame.seal) == (header, members, Trailer(b"s" * 32, tag))
     assert list(frame.blocks()) == blocks == list(frame.blocks())
     assert frame.digest == data[-32:]
 
@@ -121,7 +121,7 @@ def test_no_frame_is_longer_than_the_bound(lengths: list[int], members: int, tag
         AGGREGATE,
         tuple(Member("a", bytes(32), 1) for _ in range(members)),
         [bytes(n) for n in lengths],
-        Seal(tag=bytes(tag_bytes)),
+        Trailer(tag=bytes(tag_bytes)),
     )
     assert len(data) <= max_bytes(len(lengths), 100, members, tag_bytes)
     if lengths and min(lengths) == 100:
@@ -134,13 +134,13 @@ def test_a_writer_refuses_to_end_before_all_blocks_are_there_or_after_too_many()
         for _ in range(count):
             writer.block(b"x")
         with pytest.raises(ValueError, match="blocks are missing"):
-            writer.finish(Seal())
+            writer.finish(Trailer())
 
 
 def test_a_writer_refuses_a_tag_of_another_length() -> None:
     writer = Writer(io.BytesIO(), dataclasses.replace(HEADER, block_count=0), tag_bytes=3)
     with pytest.raises(ValueError, match="tag"):
-        writer.finish(Seal(tag=b"four"))
+        writer.finish(Trailer(tag=b"four"))
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import hefl
 from hefl.ckks.context import PublicContext, SecretContext
-from hefl.engines.engine import Engine, Member, Seal
+from hefl.engines.engine import Engine, Member, Trailer
 from hefl.engines.load import load_engine
 from hefl.errors import (
     ConflictError,
@@ -35,7 +35,7 @@ from hefl.identity import Identity
 from hefl.params import ENGINES
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, Record
-from hefl.protocol.updates import Summation, max_aggregate_bytes, max_update_bytes, read_aggregate
+from hefl.protocol.updates import Aggregation, max_aggregate_bytes, max_update_bytes, read_aggregate
 
 WEIGHTS = {"alice": 30, "bob": 10, "carol": 25}
 VECTORS = {"alice": np.array([1.0, 2.0, -3.0]), "bob": np.array([5.0, -6.0, 0.0]), "carol": np.array([0.1, 0.2, 0.3])}
@@ -191,7 +191,7 @@ def struct_tail() -> int:
 def test_an_update_that_another_client_sent_is_refused(
     tenseal: Engine, public: PublicContext, updates: dict[str, bytes]
 ) -> None:
-    summation = Summation(public, tenseal, ATTEMPT)
+    summation = Aggregation(public, tenseal, ATTEMPT)
     with pytest.raises(ConflictError, match="'alice', not 'bob'"):
         summation.open(updates["alice"], "bob")
 
@@ -239,8 +239,8 @@ def test_a_refused_update_leaves_the_others_and_its_place(
     file = io.BytesIO()
     writer = frames.Writer(file, frames.Header.of("update", secret.identity, ATTEMPT, 1, "bob"))
     writer.block(b"no ciphertext")
-    writer.finish(Seal())
-    summation = Summation(public, tenseal, ATTEMPT, ["alice", "bob"])
+    writer.finish(Trailer())
+    summation = Aggregation(public, tenseal, ATTEMPT, ["alice", "bob"])
     summation.add(frames.open_frame(updates["alice"]), "alice")
     with pytest.raises(MalformedError):
         summation.add(frames.open_frame(file.getvalue()), "bob")
@@ -330,13 +330,13 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     writer = frames.Writer(file, frame.header, [Member(name, bytes(32), weight) for name, weight in members])
     for block in frame.blocks():
         writer.block(block)
-    writer.finish(Seal())
+    writer.finish(Trailer())
     with pytest.raises(TamperError) as caught:
         read_aggregate(file.getvalue(), secret, tenseal, ATTEMPT)
     assert caught.value.check == check
 
 
-def framed_again(data: bytes, seal: Seal) -> bytes:
+def framed_again(data: bytes, seal: Trailer) -> bytes:
     """The same frame with another end."""
     frame, file = frames.open_frame(data), io.BytesIO()
     writer = frames.Writer(file, frame.header, frame.members, len(seal.tag))
@@ -349,16 +349,16 @@ def framed_again(data: bytes, seal: Seal) -> bytes:
 def test_a_tag_where_the_engine_has_none_is_refused(
     secret: SecretContext, public: PublicContext, updates: dict[str, bytes], aggregated: tuple[bytes, Record]
 ) -> None:
-    tagged = framed_again(updates["alice"], Seal(tag=b"x"))
+    tagged = framed_again(updates["alice"], Trailer(tag=b"x"))
     with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
         hefl.aggregate([tagged, updates["bob"]], public, ATTEMPT)
     with pytest.raises(MalformedError, match="a tag has 1 bytes where 0 belong"):
-        hefl.decrypt(framed_again(aggregated[0], Seal(tag=b"x")), secret, ATTEMPT)
+        hefl.decrypt(framed_again(aggregated[0], Trailer(tag=b"x")), secret, ATTEMPT)
 
 
 def test_an_aggregate_has_no_seed_of_its_own(secret: SecretContext, aggregated: tuple[bytes, Record]) -> None:
     with pytest.raises(MalformedError, match="seed"):
-        hefl.decrypt(framed_again(aggregated[0], Seal(b"\x01" + bytes(31))), secret, ATTEMPT)
+        hefl.decrypt(framed_again(aggregated[0], Trailer(b"\x01" + bytes(31))), secret, ATTEMPT)
 
 
 @pytest.mark.parametrize(

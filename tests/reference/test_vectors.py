@@ -27,7 +27,7 @@ from hefl.identity import Identity
 from hefl.params import RINGS
 from hefl.protocol import frames
 from hefl.protocol.records import Announcement, MemberEntry, Participant, Record, genesis
-from hefl.protocol.updates import Summation, read_aggregate
+from hefl.protocol.updates import Aggregation, read_aggregate
 
 FOLDER = Path(__file__).parent / "vectors"
 VECTORS = json.loads((FOLDER / "frames.json").read_text())
@@ -46,10 +46,10 @@ class Case:
         self.public = PublicContext(identity, b"", RINGS, Fingerprints("", ""))
         self.engine = PackedEngine(self.announcement.precision_bits, threads=1)
 
-    def summation(self) -> Summation:
-        return Summation(self.public, self.engine, self.announcement)
+    def summation(self) -> Aggregation:
+        return Aggregation(self.public, self.engine, self.announcement)
 
-    def add(self, summation: Summation, data: bytes, name: str) -> None:
+    def add(self, summation: Aggregation, data: bytes, name: str) -> None:
         summation.add(summation.open(data, name), name)
 
     def values(self, cycle: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

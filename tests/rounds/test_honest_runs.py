@@ -19,7 +19,7 @@ from hefl.engines.engine import Terms
 from hefl.engines.packed import PackedEngine
 from hefl.protocol.history import Chain
 from hefl.protocol.records import Announcement, Record, genesis
-from hefl.protocol.updates import Summation, read_aggregate, write_update
+from hefl.protocol.updates import Aggregation, read_aggregate, write_update
 from hefl.rounds import events, run, schedule
 from hefl.rounds.run import Phase, Run
 from hefl.rounds.schedule import Abandon, Announce, Clock, Close, Finish
@@ -92,7 +92,7 @@ class HonestRuns(RuleBasedStateMachine):
     def publish(self) -> None:
         announcement = self.run.announcement
         assert announcement
-        summation, out = Summation(PUBLIC, ENGINE, announcement, self.run.committed), io.BytesIO()
+        summation, out = Aggregation(PUBLIC, ENGINE, announcement, self.run.committed), io.BytesIO()
         for name in self.run.committed:
             summation.add(summation.open(self.updates[name], name), name)
         record = summation.finish(out)
@@ -118,7 +118,7 @@ class HonestRuns(RuleBasedStateMachine):
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.run.phase is not Phase.DRAINING)
+    @precondition(lambda self: self.run.phase is not Phase.FINISHING)
     @rule(name=st.sampled_from(NAMES), num_examples=st.integers(1, 5))
     def joins(self, name: str, num_examples: int) -> None:
         client = self.clients[name]
@@ -127,7 +127,7 @@ class HonestRuns(RuleBasedStateMachine):
         self.apply(events.Joined(name, num_examples, client.nonce))
         self.follow(client)
 
-    @precondition(lambda self: self.run.phase is not Phase.DRAINING)
+    @precondition(lambda self: self.run.phase is not Phase.FINISHING)
     @rule(name=st.sampled_from(NAMES))
     def leaves(self, name: str) -> None:
         if self.clients[name].here:

@@ -13,17 +13,17 @@ from run_support import KNOWN, NONCE, announced, clock, collecting, digest, gath
 from hefl.errors import ConflictError, StaleError
 from hefl.rounds.events import (
     Abandoned,
+    AllowedChanged,
     Announced,
     Closed,
     Committed,
+    Confirmed,
+    Declined,
     Ended,
-    Enough,
     Event,
     Extended,
-    Fetched,
     Finished,
     Joined,
-    Known,
     Left,
     Published,
     Reopened,
@@ -36,17 +36,17 @@ from hefl.rounds.schedule import Announce, Close, Finish, decide
 EVENT_TYPES = (
     Joined,
     Left,
-    Known,
+    AllowedChanged,
     Announced,
     Committed,
-    Enough,
+    Declined,
     Useless,
     Closed,
     Abandoned,
     Stopped,
     Published,
     Finished,
-    Fetched,
+    Confirmed,
     Ended,
     Extended,
 )
@@ -57,17 +57,17 @@ def event_for(cls: type[Event], run: Run) -> Event:
     events: tuple[Event, ...] = (
         Joined("alice", 5, "ff" * 16),
         Left("alice"),
-        Known(("alice", "bob", "dave")),
+        AllowedChanged(("alice", "bob", "dave")),
         Announced(of),
         Committed("alice", digest("alice"), 10),
-        Enough("alice"),
+        Declined("alice"),
         Useless("alice", run.model_round),
         Closed(),
         Abandoned(),
         Stopped(),
         Published(record(of, run.committed or None)),
         Finished(),
-        Fetched("alice", "c0" * 32),
+        Confirmed("alice", "c0" * 32),
         Ended(),
         Reopened(),
         Extended(9),
@@ -80,14 +80,14 @@ def event_for(cls: type[Event], run: Run) -> Event:
 ALLOWED = {
     ("GATHERING", "Joined", "GATHERING"),
     ("GATHERING", "Left", "GATHERING"),
-    ("GATHERING", "Known", "GATHERING"),
+    ("GATHERING", "AllowedChanged", "GATHERING"),
     ("GATHERING", "Announced", "COLLECTING"),
-    ("GATHERING", "Finished", "DRAINING"),
+    ("GATHERING", "Finished", "FINISHING"),
     ("COLLECTING", "Joined", "COLLECTING"),
     ("COLLECTING", "Left", "COLLECTING"),
-    ("COLLECTING", "Known", "COLLECTING"),
+    ("COLLECTING", "AllowedChanged", "COLLECTING"),
     ("COLLECTING", "Committed", "COLLECTING"),
-    ("COLLECTING", "Enough", "COLLECTING"),
+    ("COLLECTING", "Declined", "COLLECTING"),
     ("GATHERING", "Useless", "GATHERING"),
     ("COLLECTING", "Useless", "COLLECTING"),
     ("SUMMING", "Useless", "SUMMING"),
@@ -96,19 +96,19 @@ ALLOWED = {
     ("COLLECTING", "Stopped", "GATHERING"),
     ("SUMMING", "Joined", "SUMMING"),
     ("SUMMING", "Left", "SUMMING"),
-    ("SUMMING", "Known", "SUMMING"),
+    ("SUMMING", "AllowedChanged", "SUMMING"),
     ("SUMMING", "Published", "GATHERING"),
     ("SUMMING", "Abandoned", "GATHERING"),
-    ("DRAINING", "Joined", "DRAINING"),
-    ("DRAINING", "Left", "DRAINING"),
-    ("DRAINING", "Known", "DRAINING"),
-    ("DRAINING", "Fetched", "DRAINING"),
-    ("DRAINING", "Ended", "ENDED"),
+    ("FINISHING", "Joined", "FINISHING"),
+    ("FINISHING", "Left", "FINISHING"),
+    ("FINISHING", "AllowedChanged", "FINISHING"),
+    ("FINISHING", "Confirmed", "FINISHING"),
+    ("FINISHING", "Ended", "ENDED"),
     ("GATHERING", "Extended", "GATHERING"),
     ("COLLECTING", "Extended", "COLLECTING"),
     ("SUMMING", "Extended", "SUMMING"),
-    ("DRAINING", "Extended", "GATHERING"),
-    ("ENDED", "Reopened", "DRAINING"),
+    ("FINISHING", "Extended", "GATHERING"),
+    ("ENDED", "Reopened", "FINISHING"),
     ("ENDED", "Extended", "GATHERING"),
 }
 
@@ -197,18 +197,18 @@ def test_an_abandoned_attempt_leaves_the_round_and_counts() -> None:
     run = advance(collecting(["alice"]), Abandoned(frozenset({"bob"})))
     assert (run.next_round, run.attempt, run.head) == (1, 1, HEAD)
     assert (run.announcement, run.committed) == (None, {})
-    assert run.passed_over == {"bob"}
+    assert run.failed_senders == {"bob"}
     again = announced(run)
     assert (again.round, again.attempt) == (1, 2)
 
 
 def test_a_published_round_extends_the_history_and_starts_the_next() -> None:
-    run = advance(collecting(list(KNOWN), passed_over=frozenset({"zoe"})), Closed())
+    run = advance(collecting(list(KNOWN), failed_senders=frozenset({"zoe"})), Closed())
     assert run.announcement is not None
     made = record(run.announcement)
     after = advance(run, Published(made))
     assert (after.next_round, after.attempt, after.head) == (2, 0, made.head)
-    assert (after.announcement, after.committed, after.passed_over) == (None, {}, frozenset())
+    assert (after.announcement, after.committed, after.failed_senders) == (None, {}, frozenset())
     assert (after.model, after.closing) == (made, None)
 
 
@@ -287,14 +287,14 @@ def test_a_run_is_never_made_shorter(rounds: int) -> None:
 
 
 def test_who_is_taken_off_the_list_has_left_and_whoever_is_new_is_awaited() -> None:
-    run = advance(gathering(next_round=1), Known(("alice", "bob", "dave")))
+    run = advance(gathering(next_round=1), AllowedChanged(("alice", "bob", "dave")))
     assert set(run.sessions) == {"alice", "bob"}
     assert run.awaited == ("dave",)
 
 
 def test_a_participant_taken_off_the_list_is_not_waited_for_and_what_it_sent_stays() -> None:
-    run = advance(collecting(["alice", "carol"]), Known(("alice", "bob")))
+    run = advance(collecting(["alice", "carol"]), AllowedChanged(("alice", "bob")))
     assert run.awaited == ("bob",)
     assert set(run.committed) == {"alice", "carol"}
-    without = advance(collecting(["alice", "bob"]), Known(("alice", "bob")))
+    without = advance(collecting(["alice", "bob"]), AllowedChanged(("alice", "bob")))
     assert isinstance(decide(without, clock()), Close)

@@ -18,8 +18,8 @@ from hefl.rounds.events import (
     Announced,
     Closed,
     Committed,
-    Enough,
-    Fetched,
+    Confirmed,
+    Declined,
     Joined,
     Left,
     Published,
@@ -199,14 +199,14 @@ def test_nothing_is_decided_while_the_aggregate_is_made() -> None:
 def having_enough(*enough: str, committed: Iterable[str] = (), names: Iterable[str] = KNOWN) -> Run:
     run = collecting(committed, next_round=2, rounds=5, names=names)
     for name in enough:
-        run = advance(run, Enough(name))
+        run = advance(run, Declined(name))
     return run
 
 
 def test_a_run_whose_participants_all_had_enough_goes_to_its_closing_exchange() -> None:
     run = having_enough("alice", "carol")
     assert (run.awaited, decide(run, clock())) == (("bob",), None)
-    run = advance(run, Enough("bob"))
+    run = advance(run, Declined("bob"))
     assert decide(run, clock()) == Stop()
     run = advance(run, Stopped())
     assert (run.stopped, run.next_round, run.exchange) == (True, 2, "closing")
@@ -243,7 +243,7 @@ def test_where_some_had_enough_and_others_not_the_next_attempt_waits_for_the_dea
     # Where it is so again it would be for ever.
     run = advance(run, Abandoned(decision.culprits))
     run = advance(run, Announced(announced(run, ("alice", "bob"))))
-    run = advance(advance(run, Enough("alice")), Committed("bob", digest("bob"), 10))
+    run = advance(advance(run, Declined("alice")), Committed("bob", digest("bob"), 10))
     assert decide(run, clock(phase_s=29.9)) is None
     assert decide(run, clock(phase_s=30.0)) == Stop()
 
@@ -256,9 +256,9 @@ def test_who_had_enough_is_not_lost_when_it_comes_back_without_its_state() -> No
 def test_having_enough_has_no_place_in_a_round_that_is_not_trained_or_after_an_update() -> None:
     for run in (collecting(next_round=1), collecting(next_round=3), collecting(["alice"], next_round=2)):
         with pytest.raises(ConflictError, match="alice cannot have had enough"):
-            advance(run, Enough("alice"))
+            advance(run, Declined("alice"))
     with pytest.raises(ConflictError, match="mallory takes no part"):
-        advance(collecting(next_round=2), Enough("mallory"))
+        advance(collecting(next_round=2), Declined("mallory"))
     with pytest.raises(ConflictError, match="alice has said that it will not train"):
         advance(having_enough("alice"), Committed("alice", digest("alice"), 10))
 
@@ -283,9 +283,9 @@ def test_a_training_round_does_not_finish_for_lack_of_clients() -> None:
 
 @pytest.mark.parametrize("gone", [(), ("alice",), ("alice", "bob"), KNOWN])
 def test_the_server_stays_until_everyone_has_the_last_record_and_goes(gone: tuple[str, ...]) -> None:
-    run = gathering(phase=Phase.DRAINING)
+    run = gathering(phase=Phase.FINISHING)
     for name in KNOWN:
-        run = advance(run, Fetched(name, "c0" * 32))
+        run = advance(run, Confirmed(name, "c0" * 32))
     assert run.awaited == ()
     for name in gone:
         run = advance(run, Left(name))
@@ -294,8 +294,8 @@ def test_the_server_stays_until_everyone_has_the_last_record_and_goes(gone: tupl
 
 
 def test_the_server_stays_no_longer_than_a_round_for_who_was_killed_before_it_had_the_last_record() -> None:
-    run, gone = advance(gathering(phase=Phase.DRAINING), Fetched("alice", "c0" * 32)), frozenset(KNOWN)
-    assert run.lacking == ("bob", "carol")
+    run, gone = advance(gathering(phase=Phase.FINISHING), Confirmed("alice", "c0" * 32)), frozenset(KNOWN)
+    assert run.unconfirmed == ("bob", "carol")
     assert decide(run, clock(silent=gone, phase_s=59.9)) is None
     assert decide(run, clock(silent=gone, phase_s=60.0)) == End()
     for name in ("bob", "carol"):
@@ -304,14 +304,14 @@ def test_the_server_stays_no_longer_than_a_round_for_who_was_killed_before_it_ha
 
 
 def test_the_server_lingers_for_known_clients_that_do_not_have_the_result() -> None:
-    run = gathering([], phase=Phase.DRAINING)
+    run = gathering([], phase=Phase.FINISHING)
     assert decide(run, clock(linger_s=100.0, phase_s=99.9)) is None
     assert decide(run, clock(linger_s=100.0, phase_s=100.0)) == End()
     for name in KNOWN:
         assert decide(run, clock(linger_s=100.0)) is None
-        run = advance(run, Fetched(name, "c0" * 32))
+        run = advance(run, Confirmed(name, "c0" * 32))
     assert decide(run, clock(linger_s=100.0)) == End()
-    late = advance(gathering([], phase=Phase.DRAINING), Joined("bob", 7, NONCE["bob"]))
+    late = advance(gathering([], phase=Phase.FINISHING), Joined("bob", 7, NONCE["bob"]))
     assert decide(late, clock(linger_s=100.0, phase_s=159.9)) is None  # who came just in time may finish
 
 

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,18 +25,19 @@ from hefl.errors import (
 from hefl.identity import Identity
 from hefl.protocol.records import genesis
 from hefl.rounds.events import (
+    KINDS,
     Abandoned,
+    AllowedChanged,
     Announced,
     Closed,
     Committed,
+    Confirmed,
+    Declined,
     Ended,
-    Enough,
     Event,
     Extended,
-    Fetched,
     Finished,
     Joined,
-    Known,
     Left,
     Published,
     Reopened,
@@ -116,20 +117,25 @@ def test_a_journal_that_is_opened_again_has_the_run_that_its_events_made(tmp_pat
 def test_every_event_of_the_table_survives_being_stored(tmp_path: Path) -> None:
     with closing(opened(tmp_path)) as journal:
         play(journal, 3)
-        first: list[Event] = [Known(NAMES), Left("bob"), Abandoned(frozenset({"alice"})), Joined("bob", 3, "0b" * 16)]
+        first: list[Event] = [
+            AllowedChanged(NAMES),
+            Left("bob"),
+            Abandoned(frozenset({"alice"})),
+            Joined("bob", 3, "0b" * 16),
+        ]
         for event in first:
             journal.append(event)
-        play_until(journal, Phase.DRAINING)
-        last: list[Event] = [Fetched("alice", "c0" * 32), Ended(), Reopened(), Extended(7)]
+        play_until(journal, Phase.FINISHING)
+        last: list[Event] = [Confirmed("alice", "c0" * 32), Ended(), Reopened(), Extended(7)]
         for event in last:
             journal.append(event)
         play_until(journal, Phase.COLLECTING)
-        stopped: list[Event] = [Useless("alice", journal.now.run.model_round), Enough("alice"), Stopped()]
+        stopped: list[Event] = [Useless("alice", journal.now.run.model_round), Declined("alice"), Stopped()]
         for event in stopped:
             journal.append(event)
         run = journal.now.run
         kinds = {kind for (kind,) in sqlite3.connect(tmp_path / FILE).execute("SELECT kind FROM event")}
-    assert kinds == {kind.__name__ for kind in get_args(Event)}
+    assert kinds == set(KINDS)
     with closing(opened(tmp_path, rounds=7)) as again:
         assert again.now.run == run
 
@@ -308,7 +314,7 @@ def test_a_journal_of_another_schema_is_refused(tmp_path: Path) -> None:
         play(journal, 3)
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 7")
-    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 4"):
+    with pytest.raises(StateError, match="schema version 7, and this hefl reads version 5"):
         opened(tmp_path)
     with pytest.raises(StateError, match="schema version 7"):
         read_moment(tmp_path)

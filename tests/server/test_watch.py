@@ -99,7 +99,7 @@ def test_the_memory_of_a_long_run_is_bounded() -> None:
          set(), ["absent", "sent", "left", "awaited"]),
         ({"phase": Phase.COLLECTING, "announcement": announcement({"bob": 1, "carol": 1})}, {"dave"},
          ["absent", "awaited", "left", "silent"]),
-        ({"phase": Phase.DRAINING, "confirmations": {"bob": "c0" * 32}}, set(), ["absent", "done", "left", "awaited"]),
+        ({"phase": Phase.FINISHING, "confirmations": {"bob": "c0" * 32}}, set(), ["absent", "done", "left", "awaited"]),
         ({"phase": Phase.ENDED, "confirmations": dict.fromkeys(("bob", "carol"), "c0" * 32)}, set(),
           ["absent", "done", "done", "here"]),
     ],

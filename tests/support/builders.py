@@ -19,7 +19,7 @@ from hefl.ckks.context import PublicContext, SecretContext
 from hefl.engines.engine import Engine
 from hefl.protocol.messages import Join
 from hefl.protocol.records import Announcement, MemberEntry, Participant, Record
-from hefl.protocol.updates import Summation, write_update
+from hefl.protocol.updates import Aggregation, write_update
 
 Array = NDArray[Any]
 
@@ -89,7 +89,7 @@ def summed(
     engine: Engine, public: PublicContext, of: Announcement, updates: Mapping[str, bytes]
 ) -> tuple[bytes, Record]:
     """The aggregate of some updates, and its record."""
-    summation = Summation(public, engine, of, updates)
+    summation = Aggregation(public, engine, of, updates)
     for name, data in updates.items():
         summation.add(summation.open(data, name), name)
     file = io.BytesIO()

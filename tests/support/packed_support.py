@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import Fingerprints, PublicContext, SecretContext
 from hefl.encoding.codec import Sum
-from hefl.engines.engine import Attempt, Blocks, Member, Seal
+from hefl.engines.engine import Attempt, Blocks, Member, Trailer
 from hefl.engines.packed import PackedEngine
 from hefl.identity import Identity
 from hefl.params import RINGS
@@ -42,7 +42,7 @@ def again(blocks: Sequence[bytes]) -> Blocks:
 @dataclass
 class Update:
     blocks: list[bytes]
-    seal: Seal
+    seal: Trailer
 
 
 @dataclass

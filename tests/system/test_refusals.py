@@ -26,7 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from federation import Command, Federation
 
-from hefl.engines.engine import Seal
+from hefl.engines.engine import Trailer
 from hefl.engines.tenseal import SlotsEngine
 from hefl.identity import Identity
 from hefl.keys import folders, keyfile, tls
@@ -446,7 +446,7 @@ def test_uploads_that_do_not_fit_are_refused_and_change_nothing(
             file = io.BytesIO()
             writer = frames.Writer(file, dataclasses.replace(header, **changes))
             writer.block(b"no ciphertext")
-            writer.finish(Seal())
+            writer.finish(Trailer())
             return file.getvalue()
 
         good, where = made(), "/v1/rounds/0/1/update"

@@ -140,7 +140,7 @@ def deadline_s(run: Run, clock: Clock) -> float | None:
 
 def awaited(run: Run, clock: Clock) -> tuple[str, ...]:
     """Whose update of the open attempt may still come; at the end, who has not fetched the last record."""
-    if run.phase is Phase.DRAINING:
+    if run.phase is Phase.FINISHING:
         return tuple(name for name in run.awaited if name not in clock.silent)
     return run.awaited if run.announcement else ()
 
