@@ -169,7 +169,17 @@ def client(
     from hefl.client.start import opened
 
     def load(name: str) -> Trainer:
+        progress.step(f"loading {data or trainer}")
         return _trainer(data, partition, trainer, seed, data_seed, name)
+
+    said = False
+
+    def step(what: str) -> None:
+        nonlocal said
+        if not said:  # the keys are read, and loading may take long
+            log.info("loading %s", data or trainer)
+            said = True
+        progress.step(what)
 
     def tell(report: RoundReport) -> None:
         (_print_round_json if as_json else _print_round)(report)
@@ -200,8 +210,7 @@ def client(
         insecure_http=insecure_http,
         insecure_plaintext=insecure_plaintext,
     )
-    log.info("loading %s", data or trainer)
-    with opened(folder, load, options, tell, find_proxy=proxy_from_environment, step=progress.step) as participation:
+    with opened(folder, load, options, tell, find_proxy=proxy_from_environment, step=step) as participation:
         click.get_current_context().with_resource(raised())
         run(participation.run())
         if as_json:
