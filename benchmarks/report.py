@@ -1,4 +1,4 @@
-"""Turns results/*.json into the tables of README.md here, the picture, and the table in the project's README.md."""
+"""Turns results/*.json into the tables of README.md here, and the picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from results import read
 from soak import SETTLED, Sample, slope
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 PARTS = ("quantise", "encrypt", "upload", "aggregate", "download", "decrypt")
 
 Rows = list[dict[str, Any]]
@@ -142,7 +141,7 @@ def soak_table(rows: Rows) -> str:
 
 
 def summary_table(engines: Rows, rounds: Rows) -> str:
-    """The few figures that the project's README shows."""
+    """The few figures that say most."""
     rows = []
     equal, unequal = [1, 1, 1], [512, 733, 1201]
     for name, phases, stock in (
@@ -211,6 +210,7 @@ def sections() -> Mapping[Path, Mapping[str, str]]:
     return {
         HERE / "README.md": {
             "machine": about,
+            "measurements": summary_table(engines["rows"], rounds["rows"]),
             "engines": engines_table(engines["rows"]),
             "rounds": rounds_table(rounds["rows"]),
             "threads": threads_table(read("threads")["rows"]),
@@ -219,7 +219,6 @@ def sections() -> Mapping[Path, Mapping[str, str]]:
             "load": load_table(read("load")["rows"]),
             "soak": soak_table(read("soak")["rows"]),
         },
-        ROOT / "README.md": {"measurements": summary_table(engines["rows"], rounds["rows"])},
     }
 
 

@@ -8,19 +8,22 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from federation import Command
 
+import hefl
 from hefl.cli.main import COMMANDS
 from hefl.keys import file_format
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, GUIDE = ((ROOT / name).read_text() for name in ("README.md", "cli/README.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_session_of_three_hospitals_works_as_it_stands(tmp_path: Path) -> None:
@@ -28,7 +31,7 @@ def test_the_session_of_three_hospitals_works_as_it_stands(tmp_path: Path) -> No
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    make, train, later = ([line[2:] for line in block.splitlines()] for block in blocks("console"))
+    make, train, later = ([line[2:] for line in block.splitlines()] for block in blocks("console", GUIDE))
 
     def start(line: str) -> Command:
         program, *words = shlex.split(line)
@@ -65,7 +68,7 @@ def test_the_session_of_three_hospitals_works_as_it_stands(tmp_path: Path) -> No
 
 
 def test_the_python_example_prints_what_it_says(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    _, code = blocks("python", README)
     expected = re.findall(r"print\(.*#\s*(\[.*\])$", code, re.MULTILINE)
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
@@ -74,7 +77,7 @@ def test_the_python_example_prints_what_it_says(tmp_path: Path) -> None:
 
 
 def test_the_python_example_with_larger_values_works_with_what_its_comment_adds(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    _, code = blocks("python", README)
     (addition,) = re.findall(r"# values over 1: all add (value_range=\d+)", code)
 
     def run(larger: str) -> subprocess.CompletedProcess[str]:
@@ -90,11 +93,25 @@ def test_the_python_example_with_larger_values_works_with_what_its_comment_adds(
 
 def test_every_command_is_in_the_readme() -> None:
     for name in COMMANDS:
-        assert f"hefl {name}" in README or f"make {name}" in README
+        assert f"hefl {name}" in README + GUIDE
 
 
-def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 150
+def test_the_readme_is_short_and_its_session_is_the_guides() -> None:
+    assert len(README.splitlines()) <= 100
+    make, *session = blocks("console", README)
+    assert make == "$ make demo\n"
+    guide = [line for block in blocks("console", GUIDE) for line in block.splitlines()]
+    assert {line for block in session for line in block.splitlines()} < set(guide)
+
+
+def test_the_readmes_own_model_trains() -> None:
+    """Both clients move by 0.1 a round from 0."""
+    own, _ = blocks("python", README)
+    names: dict[str, Any] = {}
+    exec(own, names)  # noqa: S102
+    done = hefl.simulate({"alice": names["ScanClient"](), "bob": names["ScanClient"]()}, rounds=3)
+    np.testing.assert_allclose(done.arrays[0], np.full(3, 0.3), atol=1e-6)
+    assert done.metrics[-1]["loss"] == pytest.approx(0.49, abs=1e-6)
 
 
 def test_the_key_file_format_is_documented_field_by_field() -> None:

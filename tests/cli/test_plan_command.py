@@ -72,7 +72,7 @@ def test_weights_that_do_not_fit_are_refused(weights: str) -> None:
 
 
 def test_a_bare_plan_runs_as_the_readme_writes_it_and_says_for_what() -> None:
-    written = re.findall(r"`hefl (plan[^`]*)`", (Path(__file__).parents[2] / "README.md").read_text())
+    written = re.findall(r"`hefl (plan[^`]*)`", (Path(__file__).parents[2] / "cli/README.md").read_text())
     assert written
     for words in written:
         command = Command(*words.split())
