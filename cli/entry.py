@@ -1,4 +1,4 @@
-"""Where ``hefl`` begins. What Ctrl-C does is settled before the rest is loaded, for that takes a moment."""
+"""Start the command line; settle what Ctrl-C does before the rest is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command.
+"""Decide what Ctrl-C and SIGTERM do to a command.
 
 As long as it has nothing to undo, they end its process at once and raise nothing: an exception that appears in the
 middle of an import, of a finaliser or of a compiler is lost there, or comes out as another one. A block in which there

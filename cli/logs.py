@@ -1,4 +1,4 @@
-"""What a command says on stderr: a line an event for a person, or an object of JSON a line for a machine.
+"""Log to stderr: a line an event for a person, or a JSON object a line for a machine.
 
 A message whose one argument is a mapping, ``log.info("%(client)s left", {"client": name})``, has its items as fields of
 the object; so has whatever ``extra`` brings. The text has no time: a terminal needs none, and journald adds its own.

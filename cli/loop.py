@@ -1,4 +1,4 @@
-"""Runs a command's coroutine until it ends or a signal stops it."""
+"""Run a command's coroutine until it ends or a signal stops it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hefl``: reads the command line, and turns what a command raises into a message and an exit code."""
+"""Read the command line, and turn errors into messages and exit codes."""
 
 from __future__ import annotations
 

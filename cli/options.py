@@ -1,4 +1,4 @@
-"""What several commands share: their options, and events on stdout as a line of JSON each."""
+"""Options that several commands share, and events as JSON on stdout."""
 
 from __future__ import annotations
 

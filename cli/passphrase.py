@@ -1,4 +1,4 @@
-"""What a command that reads a party's keys has to do with a person: ask for a passphrase."""
+"""Ask a person for a passphrase, or read it from a file."""
 
 from __future__ import annotations
 

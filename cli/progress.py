@@ -1,4 +1,4 @@
-"""What goes on, displayed on a terminal below what is said: never in a pipe, and not for a reader of JSON."""
+"""Show on a terminal what a command is doing, below what it says."""
 
 from __future__ import annotations
 

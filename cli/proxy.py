@@ -1,4 +1,4 @@
-"""Which proxy a client goes through, where the command line does not name one."""
+"""Choose a client's proxy where the command line names none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hefl.toml``: settings that repeat, as defaults of the commands' flags.
+"""Read ``hefl.toml``: defaults for the commands' flags.
 
     [serve]
     rounds = 50

@@ -1,4 +1,4 @@
-"""What a command writes: lines, above what is displayed at the bottom of the terminal while it works.
+"""Write lines to a terminal, above the progress that is displayed there.
 
 Every line goes through ``echo`` or ``say``. Written past the display, a line would be glued to it.
 """

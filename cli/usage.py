@@ -1,4 +1,4 @@
-"""Click's own usage errors in hefl's words: what was wrong, what is expected, and the likely meaning as a hint."""
+"""Explain click's usage errors: what was wrong, what is expected, and what was probably meant."""
 
 from __future__ import annotations
 

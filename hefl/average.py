@@ -1,4 +1,4 @@
-"""One weighted mean of vectors, encrypted: announce, encrypt, aggregate and decrypt, on bytes in memory.
+"""Compute one encrypted weighted mean of vectors, on bytes in memory.
 
 >>> secret = generate_secret()
 >>> public = secret.public()

@@ -1,4 +1,4 @@
-"""Every error that hefl raises on purpose, as one tree.
+"""The tree of hefl's errors.
 
     HeflError                       1   something failed
     ├── UsageError                  2   the command was called wrongly

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and secret files that only their owner reads."""
+"""Write files whole or not at all, and read secret files that only their owner may read."""
 
 from __future__ import annotations
 

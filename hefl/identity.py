@@ -1,4 +1,4 @@
-"""Which federation a key, a certificate or a run is of."""
+"""The identity of a federation and a generation of its keys."""
 
 from __future__ import annotations
 

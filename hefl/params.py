@@ -1,4 +1,4 @@
-"""The only place with default numbers: names, rings, limits."""
+"""Default numbers: names, rings, limits."""
 
 from __future__ import annotations
 

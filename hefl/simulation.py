@@ -1,4 +1,4 @@
-"""Federated training in one process, through the same engine, codec and state machine as the real thing."""
+"""Train federated in one process, through the same engine, codec and state machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP connections that notice a peer which is gone without a word, and stay known to the routers between."""
+"""Keep TCP connections alive, and notice a peer that is gone."""
 
 from __future__ import annotations
 

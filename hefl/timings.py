@@ -1,4 +1,4 @@
-"""Seconds by phase, measured in one way everywhere: logs, reports and benchmarks."""
+"""Measure seconds by phase, the same way everywhere."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""The version of hefl, for whoever needs nothing else of it."""
+"""The version of hefl."""
 
 __version__ = "0.1.0"

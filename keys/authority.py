@@ -1,4 +1,4 @@
-"""The key authority: makes a federation's keys and certificates, one folder for each party, and changes them.
+"""The key authority: make a federation's keys and certificates, and change them.
 
 DIR/authority/      to lock away: secret.hefl, clients.hefl, address.hefl, ca.crt, ca.key
 DIR/server/         public.hefl, clients.hefl, server.crt, server.key, ca.crt

@@ -1,4 +1,4 @@
-"""A party's certificate, its private key and the federation's root: read strictly, and made into TLS 1.3 contexts."""
+"""Read a party's certificate and key strictly, and make TLS 1.3 contexts of them."""
 
 from __future__ import annotations
 

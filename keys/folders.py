@@ -1,4 +1,4 @@
-"""A party's folder, read as a whole: every file in it must belong to the same party of the same federation."""
+"""Read a party's folder as a whole: all files belong to one party of one federation."""
 
 from __future__ import annotations
 

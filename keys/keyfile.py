@@ -1,4 +1,4 @@
-"""The key files, each kind by its content: ``secret.hefl``, ``public.hefl``, ``clients.hefl``, ``address.hefl``."""
+"""Read and write the key files: ``secret.hefl``, ``public.hefl``, ``clients.hefl``, ``address.hefl``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names in a federation: clients', and the server's addresses."""
+"""Names of clients, and addresses of servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A passphrase, and what it seals: scrypt makes a key of it (RFC 7914), ChaCha20-Poly1305 does the rest (RFC 8439)."""
+"""Seal and open files with a passphrase: scrypt (RFC 7914) and ChaCha20-Poly1305 (RFC 8439)."""
 
 from __future__ import annotations
 

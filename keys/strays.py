@@ -1,4 +1,4 @@
-"""Secret files that lie where none may be, known by what is in them: in a server's folder, and in folders below it."""
+"""Find secret files where none may be, by their content: in a server's folder and below it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change of a federation's folders that happens whole or not at all, whenever the process dies.
+"""Change a federation's folders whole or not at all, whenever the process dies.
 
 The new files are written into ``authority/pending.part``. Renaming that to ``authority/pending`` is the moment of the
 change; from then on it is carried out, by whoever comes next if need be. The caller holds the lock of ``authority``.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -84,6 +86,13 @@ def test_a_module_imports_downwards_only(name: str, path: Path) -> None:
 def test_only_some_modules_load_a_heavy_library(library: str) -> None:
     users = {name for name, path in modules() if any(m.split(".")[0] == library for m in imports(path))}
     assert {u for u in users if not any(u == m or u.startswith(f"{m}.") for m in ONLY_IN[library])} == set()
+
+
+@pytest.mark.parametrize("module", ["hefl.rounds.schedule", "hefl.rounds.views", "hefl.client.learner"])
+def test_what_decides_loads_neither_a_network_nor_a_disk(module: str) -> None:
+    code = f"import sys, {module}; print(*({{'aiohttp', 'asyncio', 'sqlite3', 'ssl', 'torch'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == []
 
 
 def test_every_package_is_installed() -> None:

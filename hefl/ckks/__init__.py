@@ -1,1 +1,1 @@
-"""CKKS contexts and the engines that compute in them."""
+"""Arithmetic of CKKS: rings, transforms, packing, authentication, contexts."""

@@ -1,4 +1,4 @@
-"""Residues packed to the bit, as they travel, and sums of them.
+"""Pack residues to the bit, as they travel, and add packed ones.
 
 Value i of b bits takes bits i*b to (i+1)*b - 1 of a little-endian stream. Groups of 32/(32-b) values fill whole
 32-bit words when 32-b divides 32, as it does for 28 and 30.

@@ -1,4 +1,4 @@
-"""One block of one attempt: from lanes to the bytes of a ciphertext, and from a sum's bytes to lanes.
+"""Encrypt and decrypt one block: values to the bytes of a ciphertext, and a sum's bytes to values.
 
 A block b has a public polynomial a_b, common to all who take part and drawn in the NTT domain, in SEAL's order, prime
 after prime from stream b of the key SHA-256("hefl/v1/a" || ctx). An update has a secret of its own, s, and its block

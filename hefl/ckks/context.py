@@ -1,4 +1,4 @@
-"""What the key authority issues: CKKS contexts. The only module that opens TenSEAL's.
+"""CKKS contexts, which the key authority issues. The only module that opens TenSEAL's.
 
 ``SecretContext`` and ``PublicContext`` are different types, so that a server's function cannot be handed a key.
 """

@@ -1,4 +1,4 @@
-"""Compiled kernels: how numba compiles them, and where their machine code is kept.
+"""Compile kernels with numba, and keep their machine code in a private folder.
 
 numba loads its cache with pickle, so whoever can write there runs code as this user. Code is therefore kept only in
 a folder of the user's own that nobody else can write or exchange, and else compiled in memory. From one that only root

@@ -1,4 +1,4 @@
-"""Several fixed-point numbers in one coefficient, and the exact way back.
+"""Pack several fixed-point numbers into one coefficient, and read their sums exactly.
 
 From its low bits a coefficient is ``margin | lane 0 | lane 1 | ...``. The margin takes the noise; a lane is
 precision plus headroom bits wide. A lane holds value + 2**(width-1) and the margin noise + 2**(margin-1), so that

@@ -1,4 +1,4 @@
-"""Work on blocks in threads, with results in order and few of them in memory."""
+"""Map a function over blocks in threads, in order and with bounded memory."""
 
 from __future__ import annotations
 

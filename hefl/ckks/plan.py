@@ -1,4 +1,4 @@
-"""What one attempt of the ``packed`` engine costs and holds, from what everybody knows of it.
+"""Choose the parameters of one attempt of the ``packed`` engine, and say what they cost.
 
 Clients and server compute the plan from the announcement; nobody takes it from the wire.
 """

@@ -1,4 +1,4 @@
-"""Residue number systems: the first primes of a ring, with the tables that transforms and recombination need.
+"""Residue number systems: a ring's primes, and the tables that transforms need.
 
 Everything follows SEAL's convention: its primes in its order, its roots of unity. So SEAL reads what is made here.
 """

@@ -1,4 +1,4 @@
-"""Random polynomials: AES-256 in counter mode as the only generator, and how its words become samples.
+"""Sample random polynomials from AES-256 in counter mode.
 
 Uniform residues come by rejection; secrets and noise are centred binomial with eta = 21, as SEAL's noise is.
 """

@@ -1,4 +1,4 @@
-"""Every kernel proves itself before it is first used: its answers are compared with numpy's or Python's.
+"""Check every kernel against numpy or Python before it is first used.
 
 A compiler that gets one loop wrong would otherwise encrypt with weak noise, or average wrong numbers. The inputs have
 the sizes of real ones, because the vectorised part of a loop is another piece of code than its remainder.

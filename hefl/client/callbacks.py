@@ -1,4 +1,4 @@
-"""What a user's own code is told of a run, round by round."""
+"""Call a user's code after each round."""
 
 from __future__ import annotations
 

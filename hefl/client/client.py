@@ -1,4 +1,4 @@
-"""The client: a thin shell over HTTPS around a Learner."""
+"""Take part in a run over HTTPS: the loop around a Learner."""
 
 from __future__ import annotations
 

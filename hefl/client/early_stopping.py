@@ -1,4 +1,4 @@
-"""Early stopping that all clients decide alike, from what they decrypt, and the server cannot.
+"""Early stopping: clients decide alike, from what they decrypt; the server cannot.
 
 How the averaged validation loss has gone so far travels with every update, as two more encrypted metrics. Each client
 takes it from the last aggregate, so that it is the same for all, for one that came late as well: ``Progress`` is a

@@ -1,4 +1,4 @@
-"""How a client follows the run that its server shows: the records that it missed, one by one, onto its own chain."""
+"""Fetch the records that a client missed, and check that they continue its history."""
 
 from __future__ import annotations
 

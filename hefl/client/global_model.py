@@ -1,4 +1,4 @@
-"""A global model, and the round that it stands for."""
+"""A global model, and the round that it belongs to."""
 
 from __future__ import annotations
 

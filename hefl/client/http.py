@@ -1,4 +1,4 @@
-"""A client's connection to its server: requests that are tried again, and errors that say whose fault it is."""
+"""Send requests to the server, retry them, and say whose fault an error is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a client joins a run. Where another client came first with another layout, it waits until that makes way."""
+"""Join a run; wait where another client came first with another model layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that a client keeps: the best one in a file of the user's, the last ones as the aggregates that made them."""
+"""Keep models: the best one as a file, the last ones as their aggregates."""
 
 from __future__ import annotations
 

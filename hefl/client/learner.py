@@ -1,4 +1,4 @@
-"""What one client does in a round, without a network: decrypt, evaluate, train, encrypt."""
+"""One client's work in a round: decrypt, evaluate, train, encrypt. No network."""
 
 from __future__ import annotations
 

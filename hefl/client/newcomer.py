@@ -1,4 +1,4 @@
-"""From which sum on a client that has no model follows a run, though a lying member may have spoilt some of them.
+"""Choose the sum from which a client without a model follows a run.
 
 A sum says in which ranges it was made. Who has the model before knows which those must be, and refuses another sum; a
 newcomer can only see whether sums follow from each other. So it follows that one of the last sums from which the most

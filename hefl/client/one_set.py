@@ -1,4 +1,4 @@
-"""One set of members a model: a client trains from a model again only for the very same sum.
+"""Train from one model again only for the very same sum.
 
 A sum that made no model leaves everybody where they were, and they train from the same model again. Two sums of nearly
 the same updates over different members, or with different weights, are two equations: any client can make sums useless,

@@ -1,4 +1,4 @@
-"""What a person decides of a client."""
+"""Options of a client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client says of a run that is over."""
+"""Say how a run ended for a client."""
 
 from __future__ import annotations
 

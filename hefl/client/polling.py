@@ -1,4 +1,4 @@
-"""A client's ear: what is new at the server, asked for again and again; by this the server knows that it lives."""
+"""Long-poll the run's state; polling is also the client's heartbeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a client takes the sums that its server shows: fetches them, believes them or not, and keeps what they made."""
+"""Fetch sums, check them, and keep the models that they make."""
 
 from __future__ import annotations
 

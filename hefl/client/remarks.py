@@ -1,4 +1,4 @@
-"""What a client says of averages, of weights and of the model that a run starts from."""
+"""Warn about averages, rounded weights, and a start model that is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way from a client to its server: straight, or through an HTTP proxy, which sees nothing but TLS."""
+"""Connect to the server, straight or through an HTTP proxy that sees only TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a client: its keys, its state and its model, from a folder, a trainer and options."""
+"""Start a client from a folder, a trainer and options."""
 
 from __future__ import annotations
 

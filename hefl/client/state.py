@@ -1,4 +1,4 @@
-"""A client's folder: who it is to the server, and the last aggregates as they came."""
+"""A client's state folder: its session, the history it has seen, its last aggregates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that must not hold up an event loop, nor the process's end."""
+"""Run work in a thread that delays neither the event loop nor the exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was encrypted and what was decrypted, in files, for a comparison with other arithmetic: never but when asked."""
+"""Write what was encrypted and decrypted to files, for a comparison; only on request."""
 
 from __future__ import annotations
 

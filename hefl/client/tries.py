@@ -1,4 +1,4 @@
-"""How often one exchange with a server is tried, and how long."""
+"""Decide how often and how long a request is tried again."""
 
 from __future__ import annotations
 

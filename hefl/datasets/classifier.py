@@ -1,4 +1,4 @@
-"""What the examples' classifiers share: training in small batches, and loss and accuracy on the validation rows."""
+"""Train and evaluate a PyTorch classifier: what the data sets' models share."""
 
 from __future__ import annotations
 

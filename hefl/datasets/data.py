@@ -1,4 +1,4 @@
-"""Data sets that scikit-learn ships, cut into a common validation set and a part for each client.
+"""Load data sets that scikit-learn ships, and split them among clients.
 
 Features are scaled by constants, never by statistics of the rows: clients that each used their own would train
 different models, and common ones would have to be collected first, in the open. Iris stays raw; a pixel of digits has

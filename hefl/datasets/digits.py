@@ -1,4 +1,4 @@
-"""A small convolutional network with batch normalisation on digits, pictures of 8x8: one epoch a round."""
+"""A small convolutional network with batch normalisation for digits, pictures of 8x8."""
 
 from __future__ import annotations
 

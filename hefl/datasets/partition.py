@@ -1,4 +1,4 @@
-"""How a data set's training rows are shared among clients: evenly, or with labels that differ from client to client."""
+"""Share training rows among clients: evenly, or with labels that differ by client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What encryption costs, measured beside what it replaces: the user's own benchmark.
+"""Measure what encryption costs, beside what it replaces.
 
 Table ``engines``: each engine's arithmetic, in a process of its own, on one core. Table ``round``: the wall time of a
 whole round, with a real server and clients over TLS on loopback, and training left out. Both check first that

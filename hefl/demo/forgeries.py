@@ -1,4 +1,4 @@
-"""Lies about a sum: what a server could publish in the place of the one that was announced.
+"""Forge sums: what a lying server could publish instead of the announced one.
 
 For ``lying_server``, which shows that clients catch each of them.
 """

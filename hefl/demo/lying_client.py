@@ -1,4 +1,4 @@
-"""A client that lies: for ``hefl demo --tamper`` and the tests, which show what comes of each lie.
+"""A client that lies, for ``hefl demo --tamper`` and the tests.
 
 It is the real one with valid keys, but for what it says. Nothing that serves a federation imports this module; it is
 run as ``python -m hefl.cli.lying_client LIE client ...``.

@@ -1,4 +1,4 @@
-"""A server that lies: for ``hefl demo --tamper`` and the tests, which show that clients catch it.
+"""A server that lies, for ``hefl demo --tamper`` and the tests.
 
 It is the real one, but for what it publishes or shows. Nothing that serves a federation imports this module; it is run
 as ``python -m hefl.cli.lying_server LIE serve ...``.

@@ -1,4 +1,4 @@
-"""hefl's own commands as child processes of this one: for the demo and the benchmark, which show the real thing."""
+"""Run hefl's own commands as child processes."""
 
 from __future__ import annotations
 

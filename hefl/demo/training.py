@@ -1,4 +1,4 @@
-"""The demo: a key authority, a server and clients as real processes, over real TLS, on this machine.
+"""Run the demo: a key authority, a server and clients as real processes over TLS.
 
 For comparison, the same model also trains on all of the clients' data at once. Every client keeps a trace of what it
 encrypted and what it decrypted, so that each round's global model can be held against numpy's weighted mean of the very

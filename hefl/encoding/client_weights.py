@@ -1,4 +1,4 @@
-"""Updates that clients weigh themselves, so that the server learns no number of examples.
+"""Weigh updates at the clients, so that the server learns no number of examples.
 
 Each client multiplies its fixed-point integers by its own weight, from 1 to 2**10, and appends that weight as one
 more exact value. The server adds; everybody divides by the decrypted sum of weights.

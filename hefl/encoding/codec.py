@@ -1,4 +1,4 @@
-"""What one update says, as a vector: a model beside its metrics, or initial arrays, or metrics alone."""
+"""Interfaces of a codec: a model and its metrics as one vector, and an average as a model."""
 
 from __future__ import annotations
 

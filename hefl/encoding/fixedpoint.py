@@ -1,4 +1,4 @@
-"""Models as fixed-point integers, for engines whose sums are exact.
+"""Encode models as fixed-point integers, for engines whose sums are exact.
 
 A tensor has a range 2**e and a number of bits b: a value is round(value / step), step = 2**(e - b + 1), cut to
 +-(2**(b-1) - 1). Parameters have the engine's precision, buffers 40 bits, integers a step of 1 and 33 bits. Where b

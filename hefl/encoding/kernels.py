@@ -1,4 +1,4 @@
-"""Floating-point numbers to fixed-point integers and back: the compiled loops of ``fixedpoint``."""
+"""Compiled loops that round floating-point numbers to integers and back."""
 
 from __future__ import annotations
 

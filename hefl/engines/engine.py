@@ -1,4 +1,4 @@
-"""What an encryption engine does, and which engines there are.
+"""The interface of an encryption engine.
 
 An engine turns a flat vector into encrypted blocks, sums weighted blocks without a key, and decrypts a sum.
 Blocks travel in the frames of ``protocol.frames``; an engine never sees a file or a socket.

@@ -1,4 +1,4 @@
-"""Engines by their names, and the codec of a model for one."""
+"""Load an engine by its name, and a codec for it."""
 
 from __future__ import annotations
 

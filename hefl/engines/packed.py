@@ -1,4 +1,4 @@
-"""The ``packed`` engine: several exact fixed-point numbers in a coefficient, one-time secrets, authenticated sums.
+"""The ``packed`` engine: exact fixed-point sums in CKKS, with one-time secrets and authentication.
 
 Every update is encrypted under a secret of its own, derived from the group key, ctx, the client's name and a fresh
 seed. Secrets add up as ciphertexts do: a sum decrypts under the same weighted sum of secrets, which every key holder

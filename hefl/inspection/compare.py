@@ -1,4 +1,4 @@
-"""What a file says of its place among others, and what does not fit."""
+"""Compare files with each other: federation, generation, party."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file of hefl's is, what it holds, who may see it, and what is wrong with it: by itself, and among others.
+"""Describe a file of hefl's: what it is, what it holds, who may see it, what is wrong.
 
 Nothing here returns a secret. Secret contexts and private keys are read and checked; what is told of them is public.
 """

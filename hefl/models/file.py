@@ -1,4 +1,4 @@
-"""A global model in a file: ``.npz`` as numpy reads it, or ``.safetensors``. Neither holds code."""
+"""Read and write a model as ``.npz`` or ``.safetensors``; neither holds code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named arrays and the one flat vector that they become."""
+"""A model's named arrays, and the flat vector that they become."""
 
 from __future__ import annotations
 

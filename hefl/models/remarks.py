@@ -1,4 +1,4 @@
-"""What is said of a model once while it lasts, not in each round."""
+"""Warn of something about a model once while it lasts."""
 
 from __future__ import annotations
 

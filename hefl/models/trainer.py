@@ -1,4 +1,4 @@
-"""What a user's model must do, and how hefl calls it.
+"""The trainer's interface: what a user's model must do, and how hefl calls it.
 
 A trainer is what Flower calls a NumPyClient: an existing one runs unchanged, also one of the oldest form, which has
 one flat array and no ``config``. It may also state ``num_examples``, and ``names`` and ``kinds`` of its tensors; see

@@ -1,4 +1,4 @@
-"""Records in few bytes, as a client that was away fetches them.
+"""Encode records in few bytes, for a client that was away.
 
 MessagePack of arrays, with bytes for hexadecimal text, and a member by its place among the participants. What is hashed
 is a record's canonical JSON all the same.

@@ -1,4 +1,4 @@
-"""The bytes of an update and of an aggregate.
+"""Read and write the bytes of an update and of an aggregate.
 
     header | members (aggregates only) | blocks | seed | tag | digest
 

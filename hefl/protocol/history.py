@@ -1,4 +1,4 @@
-"""What a client has seen of a run, so that a server cannot show it another past later, or to others another present.
+"""Follow a run's chain of records, so that a server cannot show a client another history.
 
 A chain is a value: each record and each answered attempt gives the next one, or is refused. It ends in the head that
 all later announcements bind; clients whose heads differ cannot take part in one attempt any more.

@@ -1,4 +1,4 @@
-"""What client and server say to each other over HTTPS, beside ``frames``.
+"""Messages between client and server over HTTPS.
 
     POST /v1/join                               Join -> Welcome
     GET  /v1/run?after=VERSION                  -> View, once there is something newer, or after POLL_S

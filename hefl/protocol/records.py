@@ -1,4 +1,4 @@
-"""Public values of a run: announcements of attempts, records of rounds, and the chain of heads that they form.
+"""Public records of a run: announcements, members of sums, and the chain of heads.
 
     head_0     = SHA-256("hefl/v1/genesis" || federation || generation || run)
     ctx        = SHA-256("hefl/v1/ctx"  || head || announcement)

@@ -1,4 +1,4 @@
-"""A model's layout as clients tell each other, through a server that may know only whether two are equal."""
+"""Seal a model's layout for the other clients; the server may only compare commitments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encrypt, aggregate, decrypt: what each party does with the frames of one announced attempt."""
+"""Encrypt updates, add them, and decrypt the sum: each party's step of one attempt."""
 
 from __future__ import annotations
 

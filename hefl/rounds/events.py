@@ -1,4 +1,4 @@
-"""What can happen to a run: the events of the table in ``run``, which a journal keeps."""
+"""Events that change the state of a run; a journal keeps them."""
 
 from __future__ import annotations
 

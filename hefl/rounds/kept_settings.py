@@ -1,4 +1,4 @@
-"""What a run keeps of how its server was started, and what another start may change of it."""
+"""Settings of a server that its run keeps over restarts."""
 
 from __future__ import annotations
 

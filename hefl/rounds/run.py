@@ -1,4 +1,4 @@
-"""The state of a run, as one table, without I/O.
+"""The state machine of a run, as one table.
 
 A ``Run`` is a value; ``advance(run, event)`` gives the next one, or refuses an event that has no place in the phase.
 What a server should do next, ``schedule`` says. Clocks, sockets and files are the caller's.

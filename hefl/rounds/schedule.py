@@ -1,4 +1,4 @@
-"""What a server should do next, from where its run is and what time it is, without I/O.
+"""Decide what a server does next, from the state of its run and the time.
 
 ``decide`` reads a ``rounds.Run``; whoever carries a decision out tells the run with an event.
 """

@@ -1,4 +1,4 @@
-"""What a run, as it stands, answers its clients: what they are shown, and which update may come. Without I/O."""
+"""Answer clients from the state of a run: what they are shown, which updates may come."""
 
 from __future__ import annotations
 

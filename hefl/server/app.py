@@ -1,4 +1,4 @@
-"""The server: a thin shell over HTTPS around a Coordinator. It holds no key."""
+"""The server's HTTP routes around a Coordinator. It holds no key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks a server: as the connection's certificate says, or over plain HTTP a header."""
+"""Identify the client behind a request, by its TLS certificate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clients that a running server lets in: ``clients.hefl``, read again whenever it changes."""
+"""Read ``clients.hefl`` again whenever it changes: the clients that may join."""
 
 from __future__ import annotations
 

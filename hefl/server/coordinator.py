@@ -1,4 +1,4 @@
-"""The server's live run: the round table with its clock, its sum, its journal and its files. No HTTP.
+"""Drive a run with a clock, a journal and files. No HTTP.
 
 State changes happen under one lock, in this order: look at the table, do the work, note the event durably; and only
 then does anyone hear of it. What waits for a disk runs in a thread, so that uploads go on meanwhile.

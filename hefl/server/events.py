@@ -1,4 +1,4 @@
-"""What becomes known of a run: a line in the log, and an event, as a flat mapping, for whoever asked."""
+"""Log a run's events and pass them to the caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal of a run: every event of the round table, durable before anyone hears of it, and every record.
+"""The journal of a run: every event is durable before anyone hears of it.
 
 A run is what ``rounds.advance`` makes of its events, from the last checkpoint on. SQLite keeps them in one file, in
 WAL mode with ``synchronous=FULL``: a transaction that has ended is on the disk, one that has not leaves nothing. Each

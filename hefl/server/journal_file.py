@@ -1,4 +1,4 @@
-"""The file of a journal, as SQLite keeps it: opened, looked at, and refused by its name where it is damaged."""
+"""Open a journal's SQLite file, and refuse one that is damaged."""
 
 from __future__ import annotations
 

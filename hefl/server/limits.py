@@ -1,4 +1,4 @@
-"""What one peer, or all together, may take of a server: time, room, and turns."""
+"""Limit what peers may take of a server: connections, time, requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hashes that chain the rows of a journal: one that was damaged or edited does not fit."""
+"""Hash chain over a journal's rows: a row that was damaged or edited does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A port of the server's: how many may be connected, how long each may take, and what it hears who speaks no HTTP.
+"""Accept connections within limits of number and time, and answer bytes that are not HTTP.
 
 A connection is a stranger's until one of its requests has said which client asks. Where there are too many, the oldest
 stranger's makes room, and then the oldest of the client that has most: so a newcomer always gets in, and who floods

@@ -1,4 +1,4 @@
-"""Which clients a server hears of: who has been silent for too long counts as gone."""
+"""Track which clients a server hears of; a silent one counts as gone."""
 
 from __future__ import annotations
 

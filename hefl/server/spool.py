@@ -1,4 +1,4 @@
-"""Files of a server's run: uploads while they arrive, committed updates, aggregates.
+"""Files of a server's run: arriving uploads, committed updates, aggregates.
 
 Updates and aggregates are named by their digest, and are there whole and durably before the journal names them.
 """

@@ -1,4 +1,4 @@
-"""Start a server: its keys, its run and its page, from a folder and options."""
+"""Start a server from a folder and options."""
 
 from __future__ import annotations
 

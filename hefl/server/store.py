@@ -1,4 +1,4 @@
-"""The open attempt's sum, and the files that it is made of and becomes.
+"""Add up the updates of the open attempt, from their files.
 
 Everything here waits for a disk: it runs in threads, one at a time, under the coordinator's lock.
 """

@@ -1,4 +1,4 @@
-"""The same figures for Prometheus, in a registry of their own.
+"""Metrics of a run for Prometheus.
 
 Labels take few values: phases of the round table, classes of errors, and the clients that the server knows.
 """

@@ -1,4 +1,4 @@
-"""The page's own port: plain HTTP on loopback, GET only, nothing that changes anything.
+"""Serve the page on loopback: plain HTTP, GET only.
 
 /                 the page, with /page.css, /page.js, /icon.svg
 /events           server-sent events: the run as it stands, and the rows that have changed

@@ -1,4 +1,4 @@
-"""What can be seen of a run, folded from the server's events and read off its round table. No HTTP."""
+"""Collect what the page shows, from the server's events and the state of the run."""
 
 from __future__ import annotations
 
