@@ -6,7 +6,7 @@ prints check by check, and exits with 1 at the first that fails. With the record
 it also follows the chain of heads from its beginning.
 
 Python's integers and hashlib, AES and HKDF from ``cryptography``, and the primitives of ``packed_reference``.
-It follows hefl/README.md, in the order in which that page has a reader refuse: form, place, members, residues,
+It follows hefl/protocol/README.md, in the order in which that page has a reader refuse: form, place, members, residues,
 tag, and only then a secret. ``verifier_input`` reads, and ``verifier_model`` makes a model of the sums.
 """
 

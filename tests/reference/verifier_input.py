@@ -1,6 +1,6 @@
 """What the second verifier reads: key files, records and their history, frames. Nothing of hefl's is in it.
 
-From keys/README.md and hefl/README.md; each reader refuses what they do not allow, by the name of a check.
+From keys/README.md and hefl/protocol/README.md; each reader refuses what they do not allow, by the name of a check.
 """
 
 from __future__ import annotations

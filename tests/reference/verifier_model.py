@@ -1,4 +1,4 @@
-"""From the exact sums of a round to the model: hefl/README.md's "Vectors of `packed`", in Python's own numbers."""
+"""From the exact sums of a round to the model: hefl/encoding/README.md, in Python's own numbers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import packed_reference as reference
 HERE = Path(__file__).parent
 
 ABOUT = [
-    "Test vectors of the wire format, version 1; hefl/README.md describes it.",
+    "Test vectors of the wire format, version 1; hefl/protocol/README.md describes it.",
     "The keys are published and made for these vectors only: never encrypt anything else under them.",
     "Value i of a client is cycle[i % len(cycle)]; element i of the sum is sum[i % len(sum)].",
     "A bad frame is the good one 'of' with edits [offset, bytes to take out, bytes to put in]; offsets are of the good",
