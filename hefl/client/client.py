@@ -104,9 +104,9 @@ class Client:
         )
         self._connect_timeout_s = connect_timeout_s
         host = urlsplit(url).hostname or ""
-        if learner.engine.name == "plaintext" and not messages.is_loopback(host):
+        if learner.engine.loopback_only and not messages.is_loopback(host):
             raise EngineError(
-                f"the engine 'plaintext' talks to loopback only, not to {host}",
+                f"the engine {learner.engine.name!r} talks to loopback only, not to {host}",
                 hint="between machines: --engine packed",
             )
         self._poller = Poller(self._connection, self._join)

@@ -195,17 +195,17 @@ class _EngineRun:
             with timings.phase("quantise"):
                 vector = codec.encode_model(model, {"loss": 0.5}, scales)
             with timings.phase("encrypt"):
-                seal = engine.encrypt(vector, self._secret, attempt, name, _collect(blocks))
+                trailer = engine.encrypt(vector, self._secret, attempt, name, _collect(blocks))
             with timings.phase("digest"):
                 _digest(blocks)
-            updates[name] = blocks, seal
+            updates[name] = blocks, trailer
         total: list[bytes] = []
         with timings.phase("aggregate"):
             aggregator = engine.aggregator(self._public, attempt)
-            for name, (blocks, seal) in updates.items():
-                aggregator.add(name, _again(blocks), seal)
+            for name, (blocks, trailer) in updates.items():
+                aggregator.add(name, _again(blocks), trailer)
             tag = aggregator.finish(_collect(total))
-        members = [Member(name, seal.seed, self._weights[name]) for name, (_, seal) in updates.items()]
+        members = [Member(name, trailer.seed, self._weights[name]) for name, (_, trailer) in updates.items()]
         with timings.phase("decrypt"):
             sums = engine.decrypt(_again(total), tag, self._secret, attempt, members)
         with timings.phase("dequantise"):

@@ -277,8 +277,8 @@ class LyingAggregation(Aggregation):
     def add(self, frame: frames.Frame, name: str) -> None:
         """As Aggregation, and keep the update."""
         super().add(frame, name)
-        tag = tag_from_bytes(frame.seal.tag, self._coder.basis)
-        self.uploads[name] = Upload(self._residues(frame), tag, frame.seal.seed)
+        tag = tag_from_bytes(frame.trailer.tag, self._coder.basis)
+        self.uploads[name] = Upload(self._residues(frame), tag, frame.trailer.seed)
 
     def finish(self, file: BinaryIO) -> Record:
         """As Aggregation, but for the lie."""
@@ -288,7 +288,7 @@ class LyingAggregation(Aggregation):
         residues, memory = self._residues(frame), self._memory
         if self._can_lie():
             memory.told.append(frame.header.round)
-            tag = tag_from_bytes(frame.seal.tag, self._coder.basis)
+            tag = tag_from_bytes(frame.trailer.tag, self._coder.basis)
             forgery = Forgery(
                 coder=self._coder,
                 weights=self._weights,

@@ -86,7 +86,7 @@ class Trailer:
 class Aggregator(Protocol):
     """Adds weighted updates of one attempt."""
 
-    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
+    def add(self, name: str, blocks: Blocks, trailer: Trailer) -> None:
         """Fold one participant's update in, whole or not at all.
 
         Raises:
@@ -103,11 +103,13 @@ class Engine(Protocol):
     Attributes:
         name: As ``--engine`` takes it.
         verifies: A sum proves that it is the announced one.
+        loopback_only: It may run on one machine only.
         max_num_examples: The largest sample weight that it can scale by.
     """
 
     name: str
     verifies: bool
+    loopback_only: bool
     max_num_examples: int
 
     @property
@@ -120,8 +122,8 @@ class Engine(Protocol):
     def weight_of(self, name: str, attempt: Attempt) -> int:
         """What a client's vector is multiplied by, up to a factor that is the same for all."""
 
-    def remark(self, attempt: Attempt) -> str | None:
-        """What a person should know of how this attempt is summed; None where there is nothing."""
+    def warning(self, attempt: Attempt) -> str | None:
+        """Return a warning about this attempt for the log, or None."""
 
     def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
         """How far a member's share of a sum is from its share of the members' examples, relative to that."""
@@ -162,6 +164,42 @@ class Engine(Protocol):
             TamperError: The engine verifies, and this is not the announced sum; it was not decrypted.
             UploadError: A participant encrypted what the protocol does not allow.
         """
+
+
+class BaseEngine:
+    """Defaults of an engine: floating-point sums that scale each update by its share, and that nobody can verify."""
+
+    name: str
+    verifies = False
+    loopback_only = False
+
+    @property
+    def terms(self) -> Terms:
+        """As Engine."""
+        return Terms(self.name)
+
+    def prepare(self) -> None:
+        """Nothing takes long."""
+
+    def weight_of(self, name: str, attempt: Attempt) -> int:
+        """As announced."""
+        return attempt.weights[name]
+
+    def warning(self, attempt: Attempt) -> str | None:
+        """Return None."""
+        return None
+
+    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
+        """None that counts beside that of floating-point numbers."""
+        return 0.0
+
+    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
+        """Only where nobody is missing: an update is multiplied by its share of the sum."""
+        return len(planned) == len(members)
+
+    def tag_bytes(self, attempt: Attempt) -> int:
+        """None: sums are not authenticated."""
+        return 0
 
 
 def check_terms(engine: Engine, terms: Terms, whose: str) -> None:

@@ -61,6 +61,7 @@ class PackedEngine:
 
     name = "packed"
     verifies = True
+    loopback_only = False
     max_num_examples = MAX_NUM_EXAMPLES
 
     def __init__(
@@ -95,7 +96,7 @@ class PackedEngine:
         """One of the integers of ``weights``."""
         return self.weights(attempt).of[name]
 
-    def remark(self, attempt: Attempt) -> str | None:
+    def warning(self, attempt: Attempt) -> str | None:
         """Whether the weights had to be rounded, and by how much."""
         off_by = self.weights(attempt).off_by
         if not off_by:
@@ -278,10 +279,10 @@ class PackedAggregator:
         self._moduli = basis.moduli.astype(np.uint64)[:, None]
         self._broken = False
 
-    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
+    def add(self, name: str, blocks: Blocks, trailer: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         coder, weight = self._coder, self._weights[name]
-        tag = tag_from_bytes(seal.tag, coder.basis)
+        tag = tag_from_bytes(trailer.tag, coder.basis)
         for data in coder.counted(blocks()):
             coder.from_bytes(data)  # every block parses before the first one counts
         factors = (weight % self._moduli).astype(np.uint32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hefl.ckks.context import PublicContext, SecretContext
 from hefl.encoding.codec import FloatCodec, Sum
-from hefl.engines.engine import Attempt, Blocks, Member, Terms, Trailer, Vector, Write
+from hefl.engines.engine import Attempt, BaseEngine, Blocks, Member, Trailer, Vector, Write
 from hefl.errors import MalformedError
 from hefl.models.layout import Layout
 from hefl.params import MAX_NUM_EXAMPLES
@@ -20,35 +20,12 @@ BLOCK = 1 << 18
 """Values in a block."""
 
 
-class PlaintextEngine:
+class PlaintextEngine(BaseEngine):
     """No encryption; see engine.Engine."""
 
     name = "plaintext"
-    verifies = False
+    loopback_only = True
     max_num_examples = MAX_NUM_EXAMPLES
-
-    @property
-    def terms(self) -> Terms:
-        """Its name says it all."""
-        return Terms(self.name)
-
-    def prepare(self) -> None:
-        """Nothing takes long."""
-
-    def weight_of(self, name: str, attempt: Attempt) -> int:
-        """As announced; see engine.Engine."""
-        return attempt.weights[name]
-
-    def remark(self, attempt: Attempt) -> None:
-        """Nothing to say."""
-
-    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
-        """None that counts beside float32's."""
-        return 0.0
-
-    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
-        """Only where nobody is missing: an update is multiplied by its share of the sum."""
-        return len(planned) == len(members)
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values that float32 can hold."""
@@ -61,10 +38,6 @@ class PlaintextEngine:
     def max_block_bytes(self, attempt: Attempt) -> int:
         """Four bytes a value."""
         return 4 * BLOCK
-
-    def tag_bytes(self, attempt: Attempt) -> int:
-        """None: sums are not authenticated."""
-        return 0
 
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Write the vector as little-endian float32; see engine.Engine."""
@@ -102,7 +75,7 @@ class PlaintextAggregator:
         self._total = math.fsum(attempt.weights[name] for name in members)
         self._sum = np.zeros(attempt.values, np.float32)
 
-    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
+    def add(self, name: str, blocks: Blocks, trailer: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         factor = np.float32(self._attempt.weights[name] / self._total)
         parts = [self._sum[at : at + BLOCK] for at in range(0, self._attempt.values, BLOCK)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from hefl.ckks.context import PublicContext, SecretContext, open_public, open_secret
 from hefl.encoding.codec import FloatCodec, Sum
-from hefl.engines.engine import Attempt, Blocks, Member, Terms, Trailer, Vector, Write
+from hefl.engines.engine import Attempt, BaseEngine, Blocks, Member, Trailer, Vector, Write
 from hefl.errors import MalformedError, OutOfRangeError
 from hefl.models.layout import Layout
 from hefl.params import (
@@ -32,35 +32,11 @@ from hefl.params import (
 SLOTS = SLOTS_RING.degree // 2
 
 
-class SlotsEngine:
+class SlotsEngine(BaseEngine):
     """Stock CKKS vectors; see the module and engine.Engine."""
 
     name = "tenseal"
-    verifies = False
     max_num_examples = SLOTS_MAX_NUM_EXAMPLES
-
-    @property
-    def terms(self) -> Terms:
-        """Its name says it all."""
-        return Terms(self.name)
-
-    def prepare(self) -> None:
-        """Nothing takes long."""
-
-    def weight_of(self, name: str, attempt: Attempt) -> int:
-        """As announced; see engine.Engine."""
-        return attempt.weights[name]
-
-    def remark(self, attempt: Attempt) -> None:
-        """Nothing to say."""
-
-    def rounding(self, attempt: Attempt, members: Collection[str], name: str) -> float:
-        """None that counts beside this engine's noise."""
-        return 0.0
-
-    def weighs_alike(self, attempt: Attempt, planned: Collection[str], members: Collection[str]) -> bool:
-        """Only where nobody is missing: an update is multiplied by its share of the sum."""
-        return len(planned) == len(members)
 
     def codec(self, layout: Layout) -> FloatCodec:
         """Floating-point values, each below 2**18."""
@@ -73,10 +49,6 @@ class SlotsEngine:
     def max_block_bytes(self, attempt: Attempt) -> int:
         """Two polynomials of two limbs in 8-byte words, and room for SEAL's and TenSEAL's headers."""
         return 2 * len(SLOTS_RING.limb_bits) * SLOTS_RING.degree * 8 + 1024
-
-    def tag_bytes(self, attempt: Attempt) -> int:
-        """None: sums are not authenticated."""
-        return 0
 
     def encrypt(self, vector: Vector, secret: SecretContext, attempt: Attempt, name: str, write: Write) -> Trailer:
         """Encrypt chunk by chunk with the secret key; see engine.Engine."""
@@ -122,7 +94,7 @@ class SlotsAggregator:
         self._sums: list[Any] = []
         self._broken = False
 
-    def add(self, name: str, blocks: Blocks, seal: Trailer) -> None:
+    def add(self, name: str, blocks: Blocks, trailer: Trailer) -> None:
         """Multiply and add; see engine.Aggregator."""
         # SEAL rescales by its prime, not by 2**40, and TenSEAL then states the scale as 2**40: the factor makes that
         # true. Without it every value would be off by 6e-7 of itself.

@@ -144,12 +144,12 @@ class Writer:
         self._put(LENGTH.pack(len(data)))
         self._put(data)
 
-    def finish(self, seal: Trailer) -> bytes:
+    def finish(self, trailer: Trailer) -> bytes:
         """Write the end; returns the digest."""
-        if self._left or len(seal.tag) != self._tag_bytes:
-            raise ValueError(f"{self._left} blocks are missing, or the tag has {len(seal.tag)} bytes")
-        self._put(seal.seed)
-        self._put(seal.tag)
+        if self._left or len(trailer.tag) != self._tag_bytes:
+            raise ValueError(f"{self._left} blocks are missing, or the tag has {len(trailer.tag)} bytes")
+        self._put(trailer.seed)
+        self._put(trailer.tag)
         digest = self._hash.digest()
         self._file.write(digest)
         return digest
@@ -169,7 +169,7 @@ class Frame:
     source: Source
     header: Header
     members: tuple[Member, ...]
-    seal: Trailer
+    trailer: Trailer
     digest: bytes
     _first_block: int
 
@@ -241,14 +241,14 @@ def open_frame(source: Source, expected: Header | None = None) -> Frame:
             if length > MAX_BLOCK_BYTES:
                 raise MalformedError(f"a block of {length} bytes, where none has more than {MAX_BLOCK_BYTES}")
             take(file, length)
-        seal = Trailer(take(file, SEED_BYTES), take(file, tag_bytes))
+        trailer = Trailer(take(file, SEED_BYTES), take(file, tag_bytes))
         left = size - file.tell() - DIGEST_BYTES
         if left:
             raise MalformedError(f"{left} bytes too many")
         digest = _read(file, DIGEST_BYTES)
     if digest != hashed.digest():
         raise MalformedError("the digest does not match the bytes: they were damaged on the way")
-    return Frame(source, header, members, seal, digest, first_block)
+    return Frame(source, header, members, trailer, digest, first_block)
 
 
 def _open(source: Source) -> BinaryIO:

@@ -22,13 +22,13 @@ def write_update(
     announcement: Announcement,
     name: str,
 ) -> Trailer:
-    """Encrypt a vector into a file as ``name``'s update; returns its seal, by which its owner knows it again."""
+    """Encrypt a vector into a file as ``name``'s update; returns its trailer, by which its owner knows it again."""
     attempt = announcement.as_attempt()
     header = frames.Header.of("update", secret.identity, announcement, engine.block_count(attempt), name)
     writer = frames.Writer(file, header, tag_bytes=engine.tag_bytes(attempt))
-    seal = engine.encrypt(vector, secret, attempt, name, writer.block)
-    writer.finish(seal)
-    return seal
+    trailer = engine.encrypt(vector, secret, attempt, name, writer.block)
+    writer.finish(trailer)
+    return trailer
 
 
 def max_update_bytes(engine: Engine, announcement: Announcement) -> int:
@@ -101,8 +101,8 @@ class Aggregation:
         """
         if name in self._members or name not in self._planned:
             raise ConflictError(f"{name} cannot be added: it is in the sum already, or no participant of this attempt")
-        self._aggregator.add(name, frame.blocks, frame.seal)
-        self._members[name] = Member(name, frame.seal.seed, self._attempt.weights[name])
+        self._aggregator.add(name, frame.blocks, frame.trailer)
+        self._members[name] = Member(name, frame.trailer.seed, self._attempt.weights[name])
 
     def finish(self, file: BinaryIO) -> Record:
         """Write the aggregate and return its record; members stand in the announced order.
@@ -152,22 +152,22 @@ def read_aggregate(
     expected = frames.Header.of("aggregate", secret.identity, announcement, engine.block_count(attempt))
     frame = frames.open_frame(source, expected)
     _check_tag(frame, engine.tag_bytes(attempt))
-    if any(frame.seal.seed):
+    if any(frame.trailer.seed):
         raise MalformedError("an aggregate with a seed of its own")
     if record and (record.digest, record.tag, record.as_members()) != (
         frame.digest.hex(),
-        frame.seal.tag.hex(),
+        frame.trailer.tag.hex(),
         list(frame.members),
     ):
         raise TamperError("the aggregate is not the one that its record describes", check="record")
     _check_members(announcement, frame.members, least)
-    return engine.decrypt(frame.blocks, frame.seal.tag, secret, attempt, frame.members)
+    return engine.decrypt(frame.blocks, frame.trailer.tag, secret, attempt, frame.members)
 
 
 def _check_tag(frame: frames.Frame, tag_bytes: int) -> None:
     """Refuse bytes that no engine looks at: each is either checked or not there."""
-    if len(frame.seal.tag) != tag_bytes:
-        raise MalformedError(f"a tag has {len(frame.seal.tag)} bytes where {tag_bytes} belong")
+    if len(frame.trailer.tag) != tag_bytes:
+        raise MalformedError(f"a tag has {len(frame.trailer.tag)} bytes where {tag_bytes} belong")
 
 
 def _check_members(announcement: Announcement, members: Sequence[Member], least: int) -> None:

@@ -106,9 +106,10 @@ class Server:
                 f"--insecure-http listens on loopback only, not on {host}",
                 hint="leave it out: 'hefl keygen' has made certificates for HTTPS",
             )
-        if engine.name == "plaintext" and not loopback:
+        if engine.loopback_only and not loopback:
             raise EngineError(
-                f"the engine 'plaintext' runs on loopback only, not on {host}", hint="between machines: --engine packed"
+                f"the engine {engine.name!r} runs on loopback only, not on {host}",
+                hint="between machines: --engine packed",
             )
         self._folder = folder
         self._emit = emit

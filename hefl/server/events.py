@@ -32,13 +32,13 @@ class News:
 
     Args:
         emit: Is told every event.
-        engine: May have a remark on an attempt, which is made once.
+        engine: May warn of an attempt, which is logged once.
     """
 
     def __init__(self, emit: Emit, engine: Engine) -> None:
         self._emit = emit
         self._engine = engine
-        self._remarked: str | None = None
+        self._warned: str | None = None
 
     def joined(self, name: str, num_examples: int) -> None:
         """A client is here."""
@@ -52,10 +52,10 @@ class News:
 
     def announced(self, announcement: Announcement) -> None:
         """An attempt is open."""
-        remark = self._engine.remark(announcement.as_attempt())
-        if remark and remark != self._remarked:
-            log.warning("%s", remark)
-            self._remarked = remark
+        warning = self._engine.warning(announcement.as_attempt())
+        if warning and warning != self._warned:
+            log.warning("%s", warning)
+            self._warned = warning
         names, number, attempt = announcement.names, announcement.round, announcement.attempt
         log.info(
             "round %(round)d, attempt %(attempt)d: %(what)s of %(participants)s",

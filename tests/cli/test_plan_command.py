@@ -26,7 +26,7 @@ def test_the_bytes_that_are_announced_are_those_that_are_sent(weights: tuple[int
     names = [f"client-{i}" for i in range(len(weights))]
     attempt = hefl.announce(secret.public(), dict(zip(names, weights, strict=True)), values=5000)
     update = frames.open_frame(hefl.encrypt([0.25] * 5000, secret, attempt, names[0]))
-    sent = sum(map(len, update.blocks())) + len(update.seal.seed) + len(update.seal.tag)
+    sent = sum(map(len, update.blocks())) + len(update.trailer.seed) + len(update.trailer.tag)
     told = facts(
         "--values", str(attempt.values), "--clients", str(len(weights)), "--weights", ",".join(map(str, weights))
     )

@@ -112,8 +112,8 @@ def test_every_block_is_as_long_as_the_plan_says() -> None:
     update = encrypt(ENGINE, SECRET, attempt, "client-0", np.zeros(60_000, np.int64))
     assert len(update.blocks) == ENGINE.block_count(attempt)
     assert {len(block) for block in update.blocks} == {ENGINE.max_block_bytes(attempt)}
-    assert len(update.seal.tag) == ENGINE.tag_bytes(attempt)
-    size = sum(map(len, update.blocks)) + len(update.seal.seed) + len(update.seal.tag)
+    assert len(update.trailer.tag) == ENGINE.tag_bytes(attempt)
+    size = sum(map(len, update.blocks)) + len(update.trailer.seed) + len(update.trailer.tag)
     assert size == ENGINE.plan(attempt).update_bytes
 
 
@@ -124,8 +124,8 @@ def test_two_encryptions_of_one_vector_share_nothing() -> None:
     attempt = new_attempt(20_000, [1, 1])
     vector = np.zeros(20_000, np.int64)
     first, second = (encrypt(ENGINE, SECRET, attempt, "client-0", vector) for _ in range(2))
-    assert first.seal.seed != second.seal.seed
-    assert first.seal.tag != second.seal.tag
+    assert first.trailer.seed != second.trailer.seed
+    assert first.trailer.tag != second.trailer.tag
     coder = BlockCoder(ENGINE.plan(attempt), attempt.ctx)
     for a, b in zip(first.blocks, second.blocks, strict=True):
         x, y = coder.from_bytes(a), coder.from_bytes(b)
@@ -181,7 +181,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     updates = {name: encrypt(ENGINE, SECRET, attempt, name, vector) for name, vector in vectors.items()}
     spare = encrypt(ENGINE, SECRET, attempt, "client-0", vectors["client-0"])
     assert ENGINE.block_count(attempt) > 1
-    case = Case(attempt, add_up(ENGINE, SECRET, attempt, updates), spare.seal.seed)
+    case = Case(attempt, add_up(ENGINE, SECRET, attempt, updates), spare.trailer.seed)
     real = packed.one_time_secret
 
     def counted(secret: SecretContext, ctx: bytes, name: str, seed: bytes, degree: int) -> np.ndarray:
@@ -333,13 +333,13 @@ def test_a_malformed_update_leaves_a_sum_as_it_was(how: str) -> None:
     vectors = vectors_of(attempt, 24)
     updates = {name: encrypt(ENGINE, SECRET, attempt, name, vector) for name, vector in vectors.items()}
     aggregator, good, bad = ENGINE.aggregator(public_of(SECRET), attempt), updates["client-0"], updates["client-1"]
-    aggregator.add("client-0", again(good.blocks), good.seal)
-    seal = bad.seal if how in HOW else dataclasses.replace(bad.seal, tag=bad.seal.tag[:-1])
+    aggregator.add("client-0", again(good.blocks), good.trailer)
+    trailer = bad.trailer if how in HOW else dataclasses.replace(bad.trailer, tag=bad.trailer.tag[:-1])
     with pytest.raises(MalformedError):
-        aggregator.add("client-1", again(_malform(bad.blocks, how) if how in HOW else bad.blocks), seal)
+        aggregator.add("client-1", again(_malform(bad.blocks, how) if how in HOW else bad.blocks), trailer)
     blocks: list[bytes] = []
     tag = aggregator.finish(lambda data: blocks.append(bytes(data)))
-    total = Total(blocks, tag, [Member("client-0", good.seal.seed, 1)])
+    total = Total(blocks, tag, [Member("client-0", good.trailer.seed, 1)])
     assert (total.open(ENGINE, SECRET, attempt).vector == vectors["client-0"]).all()
 
 
@@ -356,12 +356,12 @@ def test_a_sum_in_which_an_update_is_half_is_never_written() -> None:
             if passes == 2:
                 raise OSError("the disk failed")
 
-    aggregator.add("client-0", again(updates["client-0"].blocks), updates["client-0"].seal)
+    aggregator.add("client-0", again(updates["client-0"].blocks), updates["client-0"].trailer)
     with pytest.raises(OSError, match="the disk failed"):
-        aggregator.add("client-1", blocks, second.seal)
+        aggregator.add("client-1", blocks, second.trailer)
     written: list[bytes | memoryview] = []
     # Not even after the same update has come again, whole.
-    aggregator.add("client-1", again(second.blocks), second.seal)
+    aggregator.add("client-1", again(second.blocks), second.trailer)
     with pytest.raises(MalformedError, match="in part"):
         aggregator.finish(written.append)
     assert written == []

@@ -128,8 +128,8 @@ def test_batch_norms_statistics_and_counters_survive() -> None:
 
 def test_weights_that_had_to_be_rounded_are_said() -> None:
     engine = PackedEngine()
-    assert engine.remark(Attempt(bytes(32), 1, {"alice": 300, "bob": 100})) is None
-    said = engine.remark(Attempt(bytes(32), 1, {"alice": 1_000_001, "bob": 999_983}))
+    assert engine.warning(Attempt(bytes(32), 1, {"alice": 300, "bob": 100})) is None
+    said = engine.warning(Attempt(bytes(32), 1, {"alice": 1_000_001, "bob": 999_983}))
     assert said
     assert "rounded to a total of 65536" in said
 

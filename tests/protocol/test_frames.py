@@ -32,14 +32,14 @@ def framed(
     header: Header = HEADER,
     members: tuple[Member, ...] = (),
     blocks: list[bytes] | None = None,
-    seal: Trailer = SEAL,
+    trailer: Trailer = SEAL,
 ) -> bytes:
     blocks = BLOCKS if blocks is None else blocks
     file = io.BytesIO()
-    writer = Writer(file, dataclasses.replace(header, block_count=len(blocks)), members, len(seal.tag))
+    writer = Writer(file, dataclasses.replace(header, block_count=len(blocks)), members, len(trailer.tag))
     for block in blocks:
         writer.block(block)
-    digest = writer.finish(seal)
+    digest = writer.finish(trailer)
     data = file.getvalue()
     assert digest == hashlib.sha256(data[:-32]).digest() == data[-32:]
     return data
@@ -89,7 +89,7 @@ def test_what_is_written_is_read(
     members = tuple(Member(f"client-{i}", bytes([i]) * 32, weight) for i, weight in enumerate(weights))
     data = framed(header, members, blocks, Trailer(b"s" * 32, tag))
     frame = open_frame(data)
-    assert (frame.header, frame.members, frame.seal) == (header, members, Trailer(b"s" * 32, tag))
+    assert (frame.header, frame.members, frame.trailer) == (header, members, Trailer(b"s" * 32, tag))
     assert list(frame.blocks()) == blocks == list(frame.blocks())
     assert frame.digest == data[-32:]
 

@@ -336,13 +336,13 @@ def test_an_aggregate_of_other_members_than_the_announced_is_refused(
     assert caught.value.check == check
 
 
-def framed_again(data: bytes, seal: Trailer) -> bytes:
+def framed_again(data: bytes, trailer: Trailer) -> bytes:
     """The same frame with another end."""
     frame, file = frames.open_frame(data), io.BytesIO()
-    writer = frames.Writer(file, frame.header, frame.members, len(seal.tag))
+    writer = frames.Writer(file, frame.header, frame.members, len(trailer.tag))
     for block in frame.blocks():
         writer.block(block)
-    writer.finish(seal)
+    writer.finish(trailer)
     return file.getvalue()
 
 

@@ -51,8 +51,8 @@ def test_an_update_is_the_same_to_the_bit(vector: dict[str, Any], monkeypatch: p
     )
     blocks, tag = reference.update(given)
     assert update.blocks == blocks
-    assert update.seal.tag == tag
-    assert update.seal.seed == seed
+    assert update.trailer.tag == tag
+    assert update.trailer.seed == seed
 
     assert [len(blocks), len(blocks[0])] == vector["blocks"]
     assert hashlib.sha256(b"".join(blocks)).hexdigest() == vector["sha256"]

@@ -192,9 +192,9 @@ def test_an_update_by_itself_is_the_stated_vector(name: str) -> None:
     update, blocks = frames.open_frame(frame(f"default-{name}.update")), list[bytes]()
     attempt = case.announcement.as_attempt()
     aggregator = case.engine.aggregator(case.public, attempt)
-    aggregator.add(name, update.blocks, update.seal)
+    aggregator.add(name, update.blocks, update.trailer)
     tag = aggregator.finish(lambda data: blocks.append(bytes(data)))
-    member = hefl.engines.engine.Member(name, update.seal.seed, attempt.weights[name])
+    member = hefl.engines.engine.Member(name, update.trailer.seed, attempt.weights[name])
     total = case.engine.decrypt(lambda: iter(blocks), tag, case.secret, attempt, [member])
     assert (total.vector == total.total_weight * case.values(case.entry["cycles"][name])).all()
 

@@ -42,7 +42,7 @@ def again(blocks: Sequence[bytes]) -> Blocks:
 @dataclass
 class Update:
     blocks: list[bytes]
-    seal: Trailer
+    trailer: Trailer
 
 
 @dataclass
@@ -66,9 +66,9 @@ def encrypt(engine: PackedEngine, secret: SecretContext, attempt: Attempt, name:
 def add_up(engine: PackedEngine, secret: SecretContext, attempt: Attempt, updates: Mapping[str, Update]) -> Total:
     aggregator, blocks = engine.aggregator(public_of(secret), attempt), list[bytes]()
     for name, update in updates.items():
-        aggregator.add(name, again(update.blocks), update.seal)
+        aggregator.add(name, again(update.blocks), update.trailer)
     tag = aggregator.finish(lambda data: blocks.append(bytes(data)))
-    members = [Member(name, u.seal.seed, attempt.weights[name]) for name, u in updates.items()]
+    members = [Member(name, u.trailer.seed, attempt.weights[name]) for name, u in updates.items()]
     return Total(blocks, tag, members)
 
 
