@@ -44,7 +44,7 @@ def test_a_client_that_comes_after_a_useless_round_has_the_model_of_before_and_a
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "4")
         alice = keys.client("alice", tmp_path / "alice", "--save", tmp_path / "alice.npz", *flags, **script)
-        fault = {"module": "faulty_client", "FAULT": f"noise {useless}", "GATE_ROUND": str(useless + 1)}
+        fault = {"module": "misbehaving_client", "FAULT": f"noise {useless}", "GATE_ROUND": str(useless + 1)}
         bob = keys.client("bob", tmp_path / "bob", *flags, GATE=str(tmp_path / "never"), **fault, **script)
         server.until(f"round {useless + 1}, attempt 1")
         bob.until(f"round {useless} changes nothing")
@@ -67,7 +67,7 @@ def test_clients_that_disagree_on_whether_they_have_had_enough_come_to_an_end(ke
     script = {**SCRIPT, "LOSSES": "3,2.5,2,1.9,1.8,1.7"}
     with keys:
         server = keys.serve(tmp_path / "server", "--rounds", "5", "--round-timeout", "4")
-        fault = {"module": "faulty_client", "FAULT": "disbelief 2"}
+        fault = {"module": "misbehaving_client", "FAULT": "disbelief 2"}
         alice = keys.client("alice", tmp_path / "alice", "--on-tamper", "skip", *flags, **fault, **script)
         bob = keys.client("bob", tmp_path / "bob", *flags, **script)
         assert [c.wait() for c in (alice, bob, server)] == [0, 0, 0], server.error
