@@ -106,7 +106,8 @@ class Connection:
         self._answered = False
 
     async def __aenter__(self) -> Self:
-        context = True if self._insecure_http else self._folder.credentials.client_context()
+        self._context = None if self._insecure_http else self._folder.credentials.client_context()
+        context = self._context or True
         connector = aiohttp.TCPConnector(ssl=context, keepalive_timeout=IDLE_S, socket_factory=_socket)
         self._http = self._session(connector)
         self._http_anew = self._session(aiohttp.TCPConnector(ssl=context, force_close=True, socket_factory=_socket))
@@ -297,8 +298,7 @@ class Connection:
                 f"{self.url} does not speak TLS 1.3 as hefl does: {error}",
                 hint="is a 'hefl serve' there, without --insecure-http, and is the port right?",
             ) from error
-        context = self._folder.credentials.client_context()
-        if refusal := await asyncio.to_thread(self._route.refusal, context):
+        if self._context and (refusal := await asyncio.to_thread(self._route.refusal, self._context)):
             raise CertificateError(
                 f"{self.url} refuses the certificate in {self._folder.path}: {refusal}",
                 hint="is it of the server's federation, and has it expired? The server's log may say more",
