@@ -142,11 +142,11 @@ def aggregate(updates: Sequence[bytes], public: PublicContext, attempt: Announce
         MalformedError, MismatchError, StaleError, ConflictError: An update does not belong here, or there are too few.
     """
     names = [frames.read_header(update).name for update in updates]
-    summation = Aggregation(public, _engine(attempt), attempt, names)
+    aggregation = Aggregation(public, _engine(attempt), attempt, names)
     for name, update in zip(names, updates, strict=True):
-        summation.add(summation.open(update, name), name)
+        aggregation.add(aggregation.open(update, name), name)
     file = io.BytesIO()
-    summation.finish(file)
+    aggregation.finish(file)
     return file.getvalue()
 
 

@@ -102,10 +102,10 @@ def simulate(
             run = advance(run, Stopped())
             continue
         run = advance(run, Closed())
-        summation, aggregate = Aggregation(public, cipher, announcement, updates), io.BytesIO()
+        aggregation, aggregate = Aggregation(public, cipher, announcement, updates), io.BytesIO()
         for name, data in updates.items():
-            summation.add(summation.open(data, name), name)
-        record: Record = summation.finish(aggregate)
+            aggregation.add(aggregation.open(data, name), name)
+        record: Record = aggregation.finish(aggregate)
         run = advance(run, Published(record))
         metrics = {name: learner.accept(aggregate.getvalue(), record) for name, learner in learners.items()}
         if announcement.exchange != "initial":

@@ -41,16 +41,16 @@ class LyingStore(DurableStore):
         if announcement is None:
             raise StateError("a sum where no attempt is open")
         others = {other: digest for other, digest in self._journal.now.run.committed.items() if other != name}
-        summation, out = Aggregation(self._public, self._engine, announcement, others), io.BytesIO()
+        aggregation, out = Aggregation(self._public, self._engine, announcement, others), io.BytesIO()
         for other, digest in others.items():
-            summation.add(summation.open(self._spool.update(digest), other), other)
-        return summation.finish(out), out.getvalue()
+            aggregation.add(aggregation.open(self._spool.update(digest), other), other)
+        return aggregation.finish(out), out.getvalue()
 
     def give_up(self) -> None:
         """Keep the updates of an attempt that will be abandoned."""
-        summation = self.fold()
-        if isinstance(summation, LyingAggregation):
-            self.memory.abandoned = summation.uploads
+        aggregation = self.fold()
+        if isinstance(aggregation, LyingAggregation):
+            self.memory.abandoned = aggregation.uploads
 
 
 class LyingCoordinator(Coordinator):
@@ -65,16 +65,16 @@ class LyingCoordinator(Coordinator):
         self.fork: tuple[str, Record, bytes] | None = None
 
     async def _publish(self) -> None:
-        announcement, tally = self.run.announcement, self._store
-        if announcement is None or not isinstance(tally, LyingStore):
+        announcement, store = self.run.announcement, self._store
+        if announcement is None or not isinstance(store, LyingStore):
             raise StateError("an attempt was closed, and none is open")
         if self._lie == "mix-attempts" and (announcement.round, announcement.attempt) == (1, 1):
-            await asyncio.to_thread(tally.give_up)
+            await asyncio.to_thread(store.give_up)
             await self._abandon("so that its updates can be mixed with those of the next", frozenset())
             return
         if self._lie == "fork" and announcement.round == 1:
             first, *_, victim = announcement.names
-            self.fork = (victim, *await asyncio.to_thread(tally.sum_without, first))
+            self.fork = (victim, *await asyncio.to_thread(store.sum_without, first))
         await super()._publish()
         if announcement.round == 0:
             self._first = self.run.model

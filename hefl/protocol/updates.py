@@ -74,7 +74,7 @@ class Aggregation:
     def is_weighed_right(self) -> bool:
         """Whether those who are in weigh as they must in a sum of them alone.
 
-        Where not, it takes a new summation that is planned for them.
+        Where not, it takes a new aggregation that is planned for them.
         """
         return self._engine.weighs_alike(self._attempt, self._planned, self._members.keys())
 

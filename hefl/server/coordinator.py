@@ -337,9 +337,9 @@ class Coordinator:
         """
         async with self._lock:
             views.check_open(self.run, announcement)
-            summation = await asyncio.to_thread(self._store.fold)
+            aggregation = await asyncio.to_thread(self._store.fold)
         try:
-            frame = await asyncio.to_thread(summation.open, upload.path, name)
+            frame = await asyncio.to_thread(aggregation.open, upload.path, name)
         except FileNotFoundError as error:  # uploads go when their attempt ends
             raise StaleError("the attempt was over before the update was checked") from error
         if frame.digest.hex() != upload.digest:

@@ -224,12 +224,12 @@ class Spool:
         """Where an aggregate is, or was."""
         return self._aggregates / digest
 
-    def write_aggregate(self, summation: Aggregation) -> Record:
+    def write_aggregate(self, aggregation: Aggregation) -> Record:
         """Write a finished sum, whole or not at all, under its digest; returns its record."""
         part = self._aggregates / "sum"
         with storing("the aggregate"):
             with replacing(part) as file:
-                record = summation.finish(file)
+                record = aggregation.finish(file)
             part.replace(self.aggregate(record.digest))
             sync_folder(self._aggregates)
         return record

@@ -37,7 +37,7 @@ class DurableStore:
         self._journal = journal
         self._spool = spool
         self._keep = keep
-        self._summation: Aggregation | None = None
+        self._aggregation: Aggregation | None = None
         self.timings = Timings()
 
     def check_files(self) -> None:
@@ -48,22 +48,22 @@ class DurableStore:
 
     def fold(self) -> Aggregation:
         """The sum of what is committed."""
-        if self._summation is None:
+        if self._aggregation is None:
             run = self._journal.now.run
             if run.announcement is None:
                 raise StateError("a sum where no attempt is open")
-            self._summation = self._add_up(run.announcement, run.committed, run.announcement.names)
-        return self._summation
+            self._aggregation = self._add_up(run.announcement, run.committed, run.announcement.names)
+        return self._aggregation
 
     def _add_up(
         self, announcement: Announcement, committed: Mapping[str, str], planned: Collection[str]
     ) -> Aggregation:
         """A sum of committed updates, by digest, from their files."""
-        summation = self._empty_sum(announcement, planned)
+        aggregation = self._empty_sum(announcement, planned)
         with self.timings.phase("aggregate"):
             for name, digest in committed.items():
-                summation.add(summation.open(self._spool.update(digest), name), name)
-        return summation
+                aggregation.add(aggregation.open(self._spool.update(digest), name), name)
+        return aggregation
 
     def _empty_sum(self, announcement: Announcement, planned: Collection[str]) -> Aggregation:
         return Aggregation(self._public, self._engine, announcement, planned)
@@ -75,16 +75,16 @@ class DurableStore:
             MalformedError: It does not parse; nothing has changed.
             DiskFullError, StateError: It cannot be stored; nothing has changed.
         """
-        summation = self.fold()
+        aggregation = self.fold()
         try:
             with self.timings.phase("aggregate"):
-                summation.add(frame, event.name)
+                aggregation.add(frame, event.name)
             with self._spool.keeping(event.name):
                 self._journal.append(event)
         except MalformedError:
             raise  # nothing of it was added
         except BaseException:
-            self._summation = None  # it may hold what is not committed
+            self._aggregation = None  # it may hold what is not committed
             raise
 
     def bytes_up(self) -> int:
@@ -97,16 +97,16 @@ class DurableStore:
         run = self._journal.now.run
         if run.announcement is None:
             raise StateError("a sum where no attempt is open")
-        summation, self._summation = self._summation, None  # one that was cut short is not to be used again
-        if summation is None or not summation.is_weighed_right:
-            summation = None  # its memory is what the next one needs
-            summation = self._add_up(run.announcement, run.committed, run.committed)
+        aggregation, self._aggregation = self._aggregation, None  # one that was cut short is not to be used again
+        if aggregation is None or not aggregation.is_weighed_right:
+            aggregation = None  # its memory is what the next one needs
+            aggregation = self._add_up(run.announcement, run.committed, run.committed)
         with self.timings.phase("aggregate"):
-            return self._spool.write_aggregate(summation)
+            return self._spool.write_aggregate(aggregation)
 
     def end_attempt(self) -> None:
         """Forget the sum, its updates, and older aggregates."""
-        self._summation = None
+        self._aggregation = None
         self._spool.end_attempt()
         self._spool.keep_aggregates(self._kept())
 

@@ -69,28 +69,28 @@ def test_an_update_is_refused_whole_or_taken_whole(public: PublicContext, update
     """And the sum of the honest ones is the same as if nobody had tried."""
     engine, reached = PackedEngine(), Counter[str]()
     alice = updates["alice"]
-    summation = Aggregation(public, engine, FRAMES)
+    aggregation = Aggregation(public, engine, FRAMES)
     _, expected = summed(engine, public, FRAMES, updates)
 
     def check(draw: st.DataObject) -> None:
-        nonlocal summation
+        nonlocal aggregation
         data = damaged_frame(draw, alice, [updates["bob"]])
         try:
-            frame = summation.open(data, "alice")
+            frame = aggregation.open(data, "alice")
             reached["opened"] += 1
-            summation.add(frame, "alice")
+            aggregation.add(frame, "alice")
         except HeflError as error:
             reached[type(error).__name__] += 1
             reached.update(word for word in ("residue", "truncated", "too many", "digest") if word in str(error))
         else:
             reached["taken"] += 1
-            summation = Aggregation(public, engine, FRAMES)
+            aggregation = Aggregation(public, engine, FRAMES)
 
     with memory_within(MEMORY):
         try_many(300 * size, check)
     for name, data in updates.items():
-        summation.add(summation.open(data, name), name)
-    assert summation.finish(io.BytesIO()) == expected
+        aggregation.add(aggregation.open(data, name), name)
+    assert aggregation.finish(io.BytesIO()) == expected
     deep = ("opened", "taken", "residue", "truncated", "too many", "digest")
     reached_all(
         reached, *deep, "StaleError", "ConflictError", "MismatchError", "EngineError", "VersionError", "MalformedError"

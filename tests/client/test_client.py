@@ -228,16 +228,16 @@ class Course:
             values=self.learners["bob"].values(exchange),
             participants=tuple(Participant(name=n, num_examples=10, join_nonce="00" * 16) for n in names),
         )
-        summation, path = Aggregation(self.public, self.engine, asked), self.folder / "update"
+        aggregation, path = Aggregation(self.public, self.engine, asked), self.folder / "update"
         for name in names:
             with monkeypatch.context() as patch:
                 if useless and name == "bob":
                     patch.setattr(packed, "draw_noise", wide_noise)
                 with path.open("wb") as file:
                     self.learners[name].write_update(file, asked)
-            summation.add(summation.open(path, name), name)
+            aggregation.add(aggregation.open(path, name), name)
         with (self.folder / "sum").open("wb") as file:
-            made = summation.finish(file)
+            made = aggregation.finish(file)
         for learner in self.learners.values():
             learner.accept(self.folder / "sum", made)
         self.head, self.number = made.head, self.number + 1

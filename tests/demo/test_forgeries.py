@@ -58,18 +58,18 @@ class Run:
                 for n, w in zip(NAMES, self.weights, strict=True)
             ),
         )
-        summation = LyingAggregation(self.public, self.engine, announcement, self.memory)
+        aggregation = LyingAggregation(self.public, self.engine, announcement, self.memory)
         for i, name in enumerate(NAMES):
             out = io.BytesIO()
             vector: Array = np.arange(VALUES) * (i + 1) % 1000 - 500
             write_update(out, vector, self.secret, self.engine, announcement, name)
-            summation.add(summation.open(out.getvalue(), name), name)
-        return announcement, summation
+            aggregation.add(aggregation.open(out.getvalue(), name), name)
+        return announcement, aggregation
 
     def published(self, number: int, attempt: int = 1) -> tuple[Announcement, bytes, Record]:
-        announcement, summation = self.attempt(number, attempt)
+        announcement, aggregation = self.attempt(number, attempt)
         out = io.BytesIO()
-        record = summation.finish(out)
+        record = aggregation.finish(out)
         return announcement, out.getvalue(), record
 
     def read(self, announcement: Announcement, data: bytes, record: Record) -> None:

@@ -191,9 +191,9 @@ def struct_tail() -> int:
 def test_an_update_that_another_client_sent_is_refused(
     tenseal: Engine, public: PublicContext, updates: dict[str, bytes]
 ) -> None:
-    summation = Aggregation(public, tenseal, ATTEMPT)
+    aggregation = Aggregation(public, tenseal, ATTEMPT)
     with pytest.raises(ConflictError, match="'alice', not 'bob'"):
-        summation.open(updates["alice"], "bob")
+        aggregation.open(updates["alice"], "bob")
 
 
 def test_an_update_of_a_client_that_was_not_announced_is_refused(
@@ -240,13 +240,13 @@ def test_a_refused_update_leaves_the_others_and_its_place(
     writer = frames.Writer(file, frames.Header.of("update", secret.identity, ATTEMPT, 1, "bob"))
     writer.block(b"no ciphertext")
     writer.finish(Trailer())
-    summation = Aggregation(public, tenseal, ATTEMPT, ["alice", "bob"])
-    summation.add(frames.open_frame(updates["alice"]), "alice")
+    aggregation = Aggregation(public, tenseal, ATTEMPT, ["alice", "bob"])
+    aggregation.add(frames.open_frame(updates["alice"]), "alice")
     with pytest.raises(MalformedError):
-        summation.add(frames.open_frame(file.getvalue()), "bob")
-    summation.add(frames.open_frame(updates["bob"]), "bob")
+        aggregation.add(frames.open_frame(file.getvalue()), "bob")
+    aggregation.add(frames.open_frame(updates["bob"]), "bob")
     out = io.BytesIO()
-    record = summation.finish(out)
+    record = aggregation.finish(out)
     assert [m.name for m in record.members] == ["alice", "bob"]
     np.testing.assert_allclose(
         hefl.decrypt(out.getvalue(), secret, ATTEMPT), expected(["alice", "bob"]), rtol=0, atol=1e-6

@@ -47,11 +47,11 @@ class Case:
         self.public = PublicContext(identity, b"", RINGS, Fingerprints("", ""))
         self.engine = PackedEngine(self.announcement.precision_bits, threads=1)
 
-    def summation(self) -> Aggregation:
+    def aggregation(self) -> Aggregation:
         return Aggregation(self.public, self.engine, self.announcement)
 
-    def add(self, summation: Aggregation, data: bytes, name: str) -> None:
-        summation.add(summation.open(data, name), name)
+    def add(self, aggregation: Aggregation, data: bytes, name: str) -> None:
+        aggregation.add(aggregation.open(data, name), name)
 
     def values(self, cycle: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.resize(np.array(cycle, np.int64), self.announcement.values)
@@ -178,10 +178,10 @@ def test_an_aggregate_decrypts_to_the_stated_integers(what: str) -> None:
 
 def test_published_updates_add_up_to_the_published_aggregate_byte_for_byte() -> None:
     case = Case(SUMS["default"])
-    summation, out = case.summation(), io.BytesIO()
+    aggregation, out = case.aggregation(), io.BytesIO()
     for name in case.entry["cycles"]:
-        case.add(summation, frame(f"default-{name}.update"), name)
-    record = summation.finish(out)
+        case.add(aggregation, frame(f"default-{name}.update"), name)
+    record = aggregation.finish(out)
     assert out.getvalue() == frame("default.aggregate")
     assert record == msgspec.convert(case.entry["record"], Record)
 
@@ -231,7 +231,7 @@ def test_a_bad_frame_is_refused_with_the_stated_error(entry: dict[str, Any]) -> 
     case = Case(SUMS[entry["sum"]] | entry["with"])
     with pytest.raises(HeflError) as caught:
         if entry["from"]:
-            case.add(case.summation(), data, entry["from"])
+            case.add(case.aggregation(), data, entry["from"])
         else:
             read_aggregate(data, case.secret, case.engine, case.announcement)
     assert type(caught.value).__name__ == entry["error"]
@@ -241,16 +241,16 @@ def test_a_bad_frame_is_refused_with_the_stated_error(entry: dict[str, Any]) -> 
 
 def test_a_bad_update_leaves_the_sum_as_it_was() -> None:
     case = Case(SUMS["default"])
-    summation, out = case.summation(), io.BytesIO()
+    aggregation, out = case.aggregation(), io.BytesIO()
     for entry in VECTORS["bad"]:
         if entry["from"] and entry["error"] == "MalformedError" and "residue" in entry["what"]:
             (at, length, put), good = entry["edits"][0], frame(entry["of"])
             data = good[:at] + bytes.fromhex(put) + good[at + length : -32]
             with pytest.raises(HeflError):
-                case.add(summation, data + hashlib.sha256(data).digest(), entry["from"])
+                case.add(aggregation, data + hashlib.sha256(data).digest(), entry["from"])
     for name in case.entry["cycles"]:
-        case.add(summation, frame(f"default-{name}.update"), name)
-    summation.finish(out)
+        case.add(aggregation, frame(f"default-{name}.update"), name)
+    aggregation.finish(out)
     assert out.getvalue() == frame("default.aggregate")
 
 

@@ -92,10 +92,10 @@ class HonestRuns(RuleBasedStateMachine):
     def publish(self) -> None:
         announcement = self.run.announcement
         assert announcement
-        summation, out = Aggregation(PUBLIC, ENGINE, announcement, self.run.committed), io.BytesIO()
+        aggregation, out = Aggregation(PUBLIC, ENGINE, announcement, self.run.committed), io.BytesIO()
         for name in self.run.committed:
-            summation.add(summation.open(self.updates[name], name), name)
-        record = summation.finish(out)
+            aggregation.add(aggregation.open(self.updates[name], name), name)
+        record = aggregation.finish(out)
         self.sums[announcement.round] = out.getvalue()
         self.apply(events.Published(record))
         self.records.append(record)

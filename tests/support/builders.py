@@ -89,11 +89,11 @@ def summed(
     engine: Engine, public: PublicContext, of: Announcement, updates: Mapping[str, bytes]
 ) -> tuple[bytes, Record]:
     """The aggregate of some updates, and its record."""
-    summation = Aggregation(public, engine, of, updates)
+    aggregation = Aggregation(public, engine, of, updates)
     for name, data in updates.items():
-        summation.add(summation.open(data, name), name)
+        aggregation.add(aggregation.open(data, name), name)
     file = io.BytesIO()
-    made = summation.finish(file)
+    made = aggregation.finish(file)
     return file.getvalue(), made
 
 
